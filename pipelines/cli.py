@@ -1,0 +1,45 @@
+"""`beamtag <job>`: thin; a job is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module, metadata
+
+JOBS = {
+    "tag": "tag pictures by what is in them, with labels that are only words",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a job; gives the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    match arguments:
+        case ["--version"]:
+            print(f"beamtag {metadata.version('beamtag')}")  # noqa: T201
+            return 0
+        case [] | ["-h"] | ["--help"] | ["help"]:
+            print(_help())  # noqa: T201
+            return 0 if arguments else 2
+        case [job, *rest] if job in JOBS:
+            status: int = import_module(f"pipelines.{job}").main(rest)
+            return status
+    print(  # noqa: T201
+        f"beamtag: error: no job is called {arguments[0]!r} (see beamtag --help)", file=sys.stderr
+    )
+    return 2
+
+
+def _help() -> str:
+    jobs = "\n".join(f"  {job:10} {what}" for job, what in JOBS.items())
+    return (
+        "usage: beamtag JOB [options]\n\n"
+        "Tags media archives by what is in them, with labels that are only words.\n\n"
+        f"jobs:\n{jobs}\n\n"
+        "options:\n  --help     this text; `beamtag JOB --help` for a job's\n"
+        "  --version  the version"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What a person sees: progress while a job runs, and what it found when it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+LINE_EVERY_S = 30.0
+BAR_EVERY_S = 0.2
+TOP_LABELS = 10
+
+logger = logging.getLogger("beamtag")
+
+
+def set_up_logging(*, quiet: bool) -> None:
+    """Our own messages to standard error as plain lines; others' only from a warning on."""
+    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.ERROR if quiet else logging.INFO)
+    # Beam warns on the root logger of clients and modules that this job does not use.
+    logging.getLogger().addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:.0f} items/s")
+
+
+@contextlib.contextmanager
+def live_progress(*, shown: bool) -> Iterator[None]:
+    """Show a local run's progress: a bar on a terminal, elsewhere a line now and then."""
+    if not shown:
+        yield
+        return
+    console = Console(stderr=True)
+    stop = threading.Event()
+    show = _show_bar if console.is_terminal else _show_lines
+    thread = threading.Thread(target=show, args=(console, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _show_bar(console: Console, stop: threading.Event) -> None:
+    from transforms.accounting import progress
+
+    bar = Progress(
+        TextColumn("tagging"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("tag", total=None)
+        while not stop.wait(BAR_EVERY_S):
+            bar.update(task, completed=progress.done, total=progress.listed or None)
+
+
+def _show_lines(console: Console, stop: threading.Event) -> None:
+    from transforms.accounting import progress
+
+    started = time.monotonic()
+    while not stop.wait(LINE_EVERY_S):
+        spent = time.monotonic() - started
+        rate = progress.done / spent
+        left = (progress.listed - progress.done) / rate if rate else float("inf")
+        logger.info(
+            "%d of %d items, %d failed, %.0f items/s, about %.0f s left",
+            progress.done,
+            progress.listed,
+            progress.failed,
+            rate,
+            left,
+        )
+
+
+def close(record_url: str, output: str, *, quiet: bool, as_json: bool) -> int:
+    """Print what a finished run's record says; gives the exit status: 0, or 1 unless balanced."""
+    filesystem, path = fsspec.core.url_to_fs(record_url)
+    text = filesystem.cat_file(path).decode()
+    record = json.loads(text)
+    if as_json:
+        sys.stdout.write(text)
+    elif not quiet:
+        summarize(record, record_url, Console(highlight=False))
+    if record["status"] == "finished":
+        return 0
+    counts = record["counts"]
+    print(  # noqa: T201
+        f"beamtag tag: failed: {counts['listed']} items were listed, but {counts['reused']} "
+        f"reused + {counts['embedded']} embedded + {counts['failed']} failed do not add up to that",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def summarize(record: dict[str, Any], record_url: str, console: Console) -> None:
+    """Print the closing summary of a run's record."""
+    counts = record["counts"]
+    if not counts["listed"]:
+        console.print(f"Nothing to tag: no pictures in {', '.join(record['inputs'])}")
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("listed", f"{counts['listed']:,}")
+    table.add_row("embedded", f"{counts['embedded']:,}")
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in record["failures"].items())
+    table.add_row("failed", f"{counts['failed']:,}" + (f" ({reasons})" if reasons else ""))
+    table.add_row("speed", f"{record['items_per_second']:,.0f} items/s")
+    console.print(table)
+
+    for label_set_id, labels in record["labels"].items():
+        console.print(f"\n[bold]Most frequent labels[/bold] ({label_set_id})")
+        most = max(labels.values(), default=0)
+        frequent = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for label, count in list(labels.items())[:TOP_LABELS]:
+            frequent.add_row(Text(label), f"{count:,}", "█" * max(1, round(24 * count / most)))
+        console.print(frequent)
+
+    if record["examples"]:
+        console.print("\n[bold]Some of the tags[/bold]")
+        examples = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for example in record["examples"]:
+            examples.add_row(
+                Text(example["uri"], overflow="fold"),
+                Text(example["label"]),
+                f"{example['score']:.2f}",
+            )
+        console.print(examples)
+
+    output = record["output"]
+    console.print("\n[bold]Tables[/bold]")
+    for name in ("embeddings", "predictions", "failures"):
+        console.print(f"  {output}/{name}/", soft_wrap=True)
+    console.print(f"  {record_url}", soft_wrap=True)
+    console.print("\n[bold]Ask them[/bold] (DuckDB)")
+    console.print(Text(latest_tags_sql(output)), soft_wrap=True)
+
+
+def latest_tags_sql(output: str) -> str:
+    """A query that counts the best tags of the predictions under `output`."""
+    pattern = f"{output}/predictions/**/*.parquet".replace("'", "''")
+    return (
+        "  SELECT label, count(*) AS items, round(avg(score), 2) AS score\n"
+        f"  FROM read_parquet('{pattern}', hive_partitioning = true)\n"
+        "  WHERE rank = 1 GROUP BY label ORDER BY items DESC LIMIT 10;"
+    )

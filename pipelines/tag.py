@@ -1,0 +1,225 @@
+"""The main job: media and words in, tables out."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from pipelines import options, report
+from pipelines.options import TagSpec, UsageError
+
+if TYPE_CHECKING:
+    import apache_beam as beam
+
+    from transforms.model import ModelInfo
+
+logger = logging.getLogger("beamtag")
+
+VERSIONED = ("beamtag", "apache-beam", "torch", "open_clip_torch", "pillow", "pyarrow", "fsspec")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; gives the exit status: 0 accounted for, 1 failed, 2 bad usage."""
+    try:
+        spec = options.parse_tag(sys.argv[1:] if argv is None else argv)
+        report.set_up_logging(quiet=spec.quiet or spec.json)
+        # Only now: a command line with a mistake in it does not wait for torch and Beam.
+        from transforms.model import ModelError
+
+        try:
+            return run(spec)
+        except ModelError as error:
+            raise UsageError(str(error)) from error
+    except UsageError as error:
+        for line in str(error).splitlines():
+            print(f"beamtag tag: error: {line}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def run(spec: TagSpec) -> int:
+    """Run a checked job and report it.
+
+    Raises `UsageError` and `ModelError`, both before any work starts.
+    """
+    import apache_beam as beam
+
+    from transforms.accounting import progress, publish_record
+    from transforms.model import describe_model, shared_model
+
+    beam_options = _beam_options(spec)
+    _check_inputs(spec)
+    model = describe_model(spec.model)
+    if spec.is_local:
+        # Here, where a broken checkpoint or an absent device is a line and not a stack of Beam's;
+        # the stages find it loaded.
+        shared_model(spec.model)
+    header = _header(spec, model)
+    record_url = f"{spec.run.output}/runs/{spec.run.run_id}.json"
+    try:
+        # Also the trace of a run that was killed.
+        publish_record(record_url, {**header, "status": "running"})
+    # Any store's client, any error of its own: nothing can be written there.
+    except Exception as error:
+        raise UsageError(f"cannot write to {spec.run.output}: {_one_line(error)}") from error
+
+    progress.reset()
+    pipeline = beam.Pipeline(runner=_runner(spec), options=beam_options)
+    build(pipeline, spec, model, record_url, header)
+    try:
+        with report.live_progress(shown=spec.is_local and not (spec.quiet or spec.json)):
+            result = pipeline.run()
+            result.wait_until_finish()
+    except KeyboardInterrupt:
+        publish_record(record_url, {**header, "status": "interrupted"})
+        return _failed("interrupted; the same command again completes it")
+    # Whatever broke the run, the operator gets the trace, one last line, and a record of it.
+    except Exception as error:
+        if not spec.quiet:
+            traceback.print_exc()
+        cause = _one_line(error)
+        try:
+            publish_record(record_url, {**header, "status": "failed", "error": cause})
+        except OSError as unwritable:
+            logger.error("and its record cannot be written: %s", unwritable)
+        return _failed(cause)
+    return report.close(record_url, spec.run.output, quiet=spec.quiet, as_json=spec.json)
+
+
+def build(
+    pipeline: beam.Pipeline,
+    spec: TagSpec,
+    model: ModelInfo,
+    record_url: str,
+    header: dict[str, Any],
+) -> None:
+    """Wire the job: references are listed and grouped, then all the rest is one fused stage."""
+    import apache_beam as beam
+
+    from transforms.accounting import Account, WriteRunRecord
+    from transforms.decoding import ImageDecoder
+    from transforms.embedding import EmbedLabels, EmbedMedia
+    from transforms.listing import GroupIntoShards, ListMedia
+    from transforms.reading import ReadMedia
+    from transforms.scoring import ScoreLabels
+    from transforms.writing import WriteShards
+
+    decoder = ImageDecoder(model.preprocess, spec.max_pixels, spec.background)
+
+    refs = pipeline | "Inputs" >> beam.Create(spec.inputs) | "ListMedia" >> ListMedia()
+    label_vectors = (
+        pipeline
+        | "LabelSets" >> beam.Create(spec.label_sets)
+        | "EmbedLabels" >> EmbedLabels(spec.model)
+    )
+    written = (
+        refs
+        | "GroupIntoShards" >> GroupIntoShards(spec.shard_size)
+        | "ShuffleShards" >> beam.Reshuffle()
+        | "ReadMedia" >> ReadMedia(decoder, spec.batch_size, spec.read_concurrency, spec.max_bytes)
+        | "EmbedMedia" >> EmbedMedia(spec.model, model.dim, spec.run)
+        | "ScoreLabels" >> ScoreLabels(label_vectors, spec.run)
+        | "WriteShards" >> WriteShards(spec.run, model.model_id)
+    )
+    listed = (
+        refs
+        | "CountListed" >> beam.combiners.Count.Globally()
+        | "AccountListed" >> beam.Map(lambda count: Account(listed=count))
+    )
+    _ = (
+        (listed, written)
+        | "Accounts" >> beam.Flatten()
+        | "WriteRunRecord" >> WriteRunRecord(record_url, header)
+    )
+
+
+def _beam_options(spec: TagSpec) -> Any:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    arguments = list(spec.beam_args)
+    if spec.is_local:
+        _refuse_unknown(arguments)
+    else:
+        arguments.append(f"--runner={spec.runner}")
+    return PipelineOptions(arguments)
+
+
+def _refuse_unknown(arguments: Sequence[str]) -> None:
+    """Beam would drop a flag that it does not know with a warning; a typing error is an error.
+
+    Only for a local run: a job server tells of more options when it is asked.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+
+    parser = _BeamArgumentParser(allow_abbrev=False)
+    for group in PipelineOptions.__subclasses__():
+        group._add_argparse_args(parser)
+    _, unknown = parser.parse_known_args(list(arguments))
+    if unknown:
+        raise UsageError(f"unknown option {unknown[0]} (see beamtag tag --help)")
+
+
+def _runner(spec: TagSpec) -> Any:
+    if not spec.is_local:
+        return None  # Beam reads --runner.
+    if spec.runner == "DirectRunner":
+        logger.info("runner: DirectRunner means a local run on FnApiRunner here")
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+    # Named, because DirectRunner chooses among three runners by what the graph contains.
+    return FnApiRunner()
+
+
+def _check_inputs(spec: TagSpec) -> None:
+    from transforms.listing import input_exists
+
+    for url in spec.inputs:
+        try:
+            exists = input_exists(url)
+        # Any store's client, any error of its own; without its package there is none.
+        except Exception as error:
+            raise UsageError(f"cannot look at --input={url}: {_one_line(error)}") from error
+        if not exists:
+            raise UsageError(f"--input={url} does not exist")
+
+
+def _header(spec: TagSpec, model: ModelInfo) -> dict[str, Any]:
+    """What a run's record says before anything ran."""
+    return {
+        "run_id": spec.run.run_id,
+        "run_date": spec.run.run_date,
+        "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        "inputs": list(spec.inputs),
+        "output": spec.run.output,
+        "model_id": model.model_id,
+        "model": dataclasses.asdict(spec.model),
+        "label_sets": [label_set.label_set_id for label_set in spec.label_sets],
+        "settings": {
+            name: getattr(spec, name)
+            for name in ("shard_size", "batch_size", "read_concurrency", "max_pixels", "max_bytes")
+        },
+        "runner": spec.runner,
+        "versions": {name: metadata.version(name) for name in VERSIONED},
+    }
+
+
+def _failed(cause: str) -> int:
+    print(f"beamtag tag: failed: {cause}", file=sys.stderr)  # noqa: T201
+    return 1
+
+
+def _one_line(error: BaseException) -> str:
+    """The innermost cause in one line: Beam wraps an error once for every stage it passed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Beamtag's distribution: `pip install .` gives the `beamtag` command and both packages."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+EXTRAS = {
+    # Object stores beyond Google's, which the core knows.
+    "s3": ["s3fs>=2024.6"],
+    # Tokenizers of SigLIP, multilingual and other models that open_clip takes from transformers.
+    "hf": ["transformers>=4.40", "sentencepiece>=0.2"],
+    # JPEG decoding on the device (nvJPEG): it comes inside torchvision's ordinary wheels.
+    "gpu": ["torchvision>=0.20"],
+    # Everything that submits to Dataflow.
+    "gcp": ["apache-beam[gcp]>=2.77,<2.78"],
+}
+
+DEV = [
+    "duckdb>=1.1",
+    "hypothesis>=6.100",
+    "mypy>=1.11",
+    "pandas>=2.2",
+    "pandas-stubs",
+    "pytest>=8.3",
+    "pytest-timeout>=2.3",
+    "resvg-py>=0.1.5",
+    "ruff>=0.6",
+    "types-PyYAML",
+]
+
+setup(
+    name="beamtag",
+    version="0.1.0",
+    description="Tag media archives by what is in them, with labels that are only words.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["pipelines*", "transforms*"]),
+    include_package_data=True,
+    package_data={
+        "pipelines": ["py.typed"],
+        "transforms": ["py.typed", "data/**/*", "data/*"],
+    },
+    install_requires=[
+        "apache-beam>=2.77,<2.78",
+        "filelock>=3.13",
+        "fsspec>=2024.6",
+        "gcsfs>=2024.6",
+        "numpy>=1.26",
+        "open_clip_torch>=3.3,<4",
+        "pillow>=11.3",
+        "pyarrow>=17",
+        "pyyaml>=6.0",
+        "rich>=13.7",
+        "safetensors>=0.4.5",
+        "torch>=2.6",
+        "torchvision>=0.21",
+    ],
+    extras_require={**EXTRAS, "dev": [*EXTRAS["s3"], *EXTRAS["hf"], *DEV]},
+    entry_points={"console_scripts": ["beamtag = pipelines.cli:main"]},
+    zip_safe=False,
+)

@@ -1,0 +1,177 @@
+"""Counts per shard, and the run's record that they add up to.
+
+A run's record is made of what was written, shard by shard, and of what was listed, counted apart:
+listed = reused + embedded + failed, or the run has lost something and says so.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import apache_beam as beam
+
+from transforms.publishing import publish
+
+EXAMPLES = 5
+"""How many example tags a run's record keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One item's best tag, as an example of what the run found."""
+
+    uri: str
+    label: str
+    score: float
+
+
+@dataclass(slots=True)
+class Account:
+    """What happened to some items: a shard's, or after merging, a run's.
+
+    `labels` counts best tags per label-set id; `seconds` is busy time per stage, over all threads.
+    """
+
+    listed: int = 0
+    reused: int = 0
+    embedded: int = 0
+    bytes: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    labels: dict[str, Counter[str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """The number of failed items."""
+        return self.failures.total()
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every listed item is accounted for."""
+        return self.listed == self.reused + self.embedded + self.failed
+
+    def add(self, other: Account) -> None:
+        """Take another account's counts into this one."""
+        self.listed += other.listed
+        self.reused += other.reused
+        self.embedded += other.embedded
+        self.bytes += other.bytes
+        self.failures.update(other.failures)
+        for label_set_id, counts in other.labels.items():
+            self.labels.setdefault(label_set_id, Counter()).update(counts)
+        self.spend(other.seconds)
+        self.files.extend(other.files)
+        # The first by name, so that the record does not depend on the order of shards.
+        self.examples = sorted([*self.examples, *other.examples], key=lambda e: e.uri)[:EXAMPLES]
+
+    def spend(self, seconds: Mapping[str, float]) -> None:
+        """Add busy time per stage."""
+        for stage, spent in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+
+
+def merge_accounts(accounts: Iterable[Account]) -> Account:
+    """Accounts added up; of none, an account of nothing."""
+    merged = Account()
+    for account in accounts:
+        merged.add(account)
+    return merged
+
+
+@dataclass
+class WriteRunRecord(beam.PTransform[beam.PCollection[Account], beam.PCollection[str]]):
+    """Accounts of listing and of shards to `runs/<run_id>.json`; gives the record's URL.
+
+    `header` is what is known before anything ran; it stands first in the record.
+    """
+
+    url: str
+    header: Mapping[str, Any]
+
+    def expand(self, pcoll: beam.PCollection[Account]) -> beam.PCollection[str]:
+        """Merge, then write once."""
+        record: beam.PCollection[str] = (
+            pcoll
+            | "MergeAccounts" >> beam.CombineGlobally(merge_accounts)
+            | "WriteRecord" >> beam.Map(write_run_record, self.url, self.header)
+        )
+        return record
+
+
+def write_run_record(account: Account, url: str, header: Mapping[str, Any]) -> str:
+    """Write a finished run's record and give its URL."""
+    publish_record(url, {**header, **finished(account, header["started_at"])})
+    return url
+
+
+def publish_record(url: str, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON that a person can read."""
+    publish(url, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def finished(account: Account, started_at: str) -> dict[str, Any]:
+    """The part of a run's record that is known at its end."""
+    now = datetime.datetime.now(datetime.UTC)
+    wall = (now - datetime.datetime.fromisoformat(started_at)).total_seconds()
+    return {
+        "status": "finished" if account.balanced else "unbalanced",
+        "finished_at": now.isoformat(timespec="milliseconds"),
+        "wall_seconds": round(wall, 3),
+        "counts": {
+            "listed": account.listed,
+            "reused": account.reused,
+            "embedded": account.embedded,
+            "failed": account.failed,
+        },
+        "failures": dict(account.failures.most_common()),
+        "bytes": account.bytes,
+        "items_per_second": round((account.embedded + account.failed) / wall, 1) if wall else None,
+        "stage_seconds": {stage: round(spent, 3) for stage, spent in account.seconds.items()},
+        "labels": {
+            label_set_id: dict(counts.most_common())
+            for label_set_id, counts in sorted(account.labels.items())
+        },
+        "examples": [
+            {"uri": example.uri, "label": example.label, "score": round(example.score, 4)}
+            for example in account.examples
+        ],
+        "files": sorted(account.files),
+    }
+
+
+class Progress:
+    """What this process has done so far, for a local run's progress bar and for nothing else.
+
+    Counted where the work happens, so a retried bundle counts twice: accounts come from tables.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin again at zero."""
+        self.listed = self.embedded = self.failed = 0
+
+    @property
+    def done(self) -> int:
+        """Items that need no more work."""
+        return self.embedded + self.failed
+
+    def add(self, listed: int = 0, embedded: int = 0, failed: int = 0) -> None:
+        """Count some more."""
+        with self._lock:
+            self.listed += listed
+            self.embedded += embedded
+            self.failed += failed
+
+
+progress = Progress()

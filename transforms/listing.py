@@ -1,0 +1,133 @@
+"""ListMedia: patterns and folders to references; GroupIntoShards: references to shards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import fsspec
+from apache_beam.utils.windowed_value import WindowedValue
+from fsspec.implementations.local import LocalFileSystem
+
+from transforms.accounting import progress
+from transforms.records import MediaRef, Shard
+
+EXTENSIONS = (
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif .jp2 .j2k".split()  # noqa: SIM905
+)
+"""What a folder's pictures are called; a glob takes whatever it names."""
+
+_MAGIC = ("*", "?", "[")
+
+
+@dataclass
+class ListMedia(beam.PTransform[beam.PCollection[str], beam.PCollection[MediaRef]]):
+    """Folders, globs and single objects to references, in the order of their names."""
+
+    def expand(self, pcoll: beam.PCollection[str]) -> beam.PCollection[MediaRef]:
+        """Wire the listing."""
+        refs: beam.PCollection[MediaRef] = pcoll | "ListPattern" >> beam.FlatMap(list_media)
+        return refs
+
+
+def input_exists(url: str) -> bool:
+    """Whether there is something to list: the object or folder, or the one a glob starts in."""
+    filesystem, path = fsspec.core.url_to_fs(url)
+    if filesystem.exists(path):
+        return True
+    if not any(character in path for character in _MAGIC):
+        return False
+    fixed = path
+    while any(character in fixed for character in _MAGIC):
+        fixed = fixed.rpartition("/")[0]
+    return not fixed or bool(filesystem.exists(fixed))
+
+
+def list_media(url: str) -> Iterator[MediaRef]:
+    """References under a folder (pictures by their extension), of a glob, or of one object.
+
+    A name that exists is meant literally, whatever characters it has. Raises OSError.
+    """
+    filesystem, path = fsspec.core.url_to_fs(url)
+    for name, details in _entries(filesystem, path):
+        progress.add(listed=1)
+        yield MediaRef(
+            uri=_uri(filesystem, name), version=version_of(details), size=details.get("size")
+        )
+
+
+def _entries(filesystem: Any, path: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    if filesystem.isfile(path):
+        yield path, filesystem.info(path)
+    elif filesystem.isdir(path):
+        for _, _, files in filesystem.walk(path, detail=True, on_error="raise"):
+            for _, details in sorted(files.items()):
+                if details["name"].lower().endswith(tuple(EXTENSIONS)):
+                    yield details["name"], details
+    else:
+        for name, details in sorted(filesystem.glob(path, detail=True).items()):
+            if details["type"] == "file":
+                yield name, details
+
+
+def _uri(filesystem: Any, name: str) -> str:
+    # A local path stays as people type it; elsewhere a name without its store means nothing.
+    uri = name if isinstance(filesystem, LocalFileSystem) else filesystem.unstrip_protocol(name)
+    # Tables hold UTF-8; a name of other bytes is shown by its escapes and ends as a failure.
+    return uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def version_of(details: dict[str, Any]) -> str:
+    """What tells one version of an object from another, at no extra request.
+
+    The store's generation or etag, or mtime and size.
+    """
+    for key in ("generation", "ETag", "etag"):
+        if details.get(key):
+            return str(details[key]).strip('"')
+    modified = details.get("mtime") or details.get("created") or details.get("LastModified") or ""
+    return f"{modified}-{details.get('size')}"
+
+
+@dataclass
+class GroupIntoShards(beam.PTransform[beam.PCollection[MediaRef], beam.PCollection[Shard]]):
+    """References to shards of up to `size`, each named by what is in it."""
+
+    size: int
+
+    def expand(self, pcoll: beam.PCollection[MediaRef]) -> beam.PCollection[Shard]:
+        """Wire the grouping."""
+        shards: beam.PCollection[Shard] = pcoll | "FillShards" >> beam.ParDo(_FillShards(self.size))
+        return shards
+
+
+class _FillShards(beam.DoFn):
+    """A DoFn for the references that wait until a shard is full."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def start_bundle(self) -> None:
+        self._waiting: dict[Any, list[MediaRef]] = {}
+
+    def process(self, ref: MediaRef, window: Any = beam.DoFn.WindowParam) -> Iterator[Shard]:
+        refs = self._waiting.setdefault(window, [])
+        refs.append(ref)
+        if len(refs) == self._size:
+            yield make_shard(self._waiting.pop(window))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for window, refs in self._waiting.items():
+            yield WindowedValue(make_shard(refs), window.max_timestamp(), (window,))
+
+
+def make_shard(refs: Iterable[MediaRef]) -> Shard:
+    """A shard of these references, named by a hash of their URIs and versions, in order."""
+    refs = tuple(refs)
+    digest = hashlib.sha256()
+    for ref in refs:
+        digest.update(f"{ref.uri}\0{ref.version}\0".encode("utf-8", "surrogateescape"))
+    return Shard(digest.hexdigest()[:16], refs)

@@ -1,0 +1,38 @@
+"""Whole files or none: how a file appears under its name on any store."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+
+def publish(url: str, content: bytes) -> None:
+    """Put `content` under `url` in one step: a reader sees the old file, or the new one, whole.
+
+    A local file is written aside, flushed to the disk and renamed; an object store shows an
+    object only when its upload is complete. Raises OSError.
+    """
+    filesystem, path = fsspec.core.url_to_fs(url)
+    if isinstance(filesystem, LocalFileSystem):
+        _replace(Path(path), content)
+    else:
+        filesystem.pipe_file(path, content)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not `*.parquet`, and hidden: no reader's pattern takes it for a table's file.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.aside")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,201 @@
+"""ReadMedia: shards of references to decoded batches, concurrent, bounded, and ahead of the model.
+
+Fetching and decoding happen in threads while the stages below work on earlier batches. The
+look-ahead crosses from one shard to the next, so the model does not wait at a shard's end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import fsspec
+import numpy as np
+import numpy.typing as npt
+from apache_beam.utils.windowed_value import WindowedValue
+
+from transforms.accounting import progress
+from transforms.decoding import DecodeError, ImageDecoder
+from transforms.records import (
+    Batch,
+    BatchPosition,
+    DecodedMedia,
+    Failure,
+    MediaRef,
+    Reason,
+    Shard,
+    Stage,
+)
+
+BATCHES_AHEAD = 3
+"""How many batches may be in reading or waiting before the model has taken the first."""
+
+
+class ReadError(Exception):
+    """An object's bytes cannot be had: `reason` is of the closed list, the message says more."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass
+class ReadMedia(beam.PTransform[beam.PCollection[Shard], beam.PCollection[Batch]]):
+    """Shards to decoded batches of up to `batch_size` items.
+
+    `concurrency` objects are fetched at a time; decoding among them is bounded by the processor's
+    cores. An object of more than `max_bytes` is not fetched. What cannot be read or decoded
+    travels on as failures of its batch.
+    """
+
+    decode: ImageDecoder
+    batch_size: int
+    concurrency: int
+    max_bytes: int
+
+    def expand(self, pcoll: beam.PCollection[Shard]) -> beam.PCollection[Batch]:
+        """Wire the reader."""
+        reader = _ReadBatches(self.decode, self.batch_size, self.concurrency, self.max_bytes)
+        batches: beam.PCollection[Batch] = pcoll | "ReadBatches" >> beam.ParDo(
+            reader
+        ).with_output_types(Batch)
+        return batches
+
+
+def read_bytes(ref: MediaRef, max_bytes: int) -> bytes:
+    """The object's bytes. Raises `ReadError`, without a fetch where the listing tells it is big."""
+    if ref.size is not None and ref.size > max_bytes:
+        raise ReadError(Reason.TOO_MANY_BYTES, f"{ref.size} bytes, more than {max_bytes} allowed")
+    try:
+        filesystem, path = fsspec.core.url_to_fs(ref.uri)
+        # cat_file, not cat: a name may hold the characters of a pattern.
+        data: bytes = filesystem.cat_file(path)
+    except FileNotFoundError as error:
+        raise ReadError(Reason.NOT_FOUND, f"gone since it was listed: {error}") from error
+    except PermissionError as error:
+        raise ReadError(Reason.PERMISSION_DENIED, str(error)) from error
+    # Every store's client has errors of its own; at this edge they all mean "not read".
+    except Exception as error:
+        raise ReadError(Reason.READ_ERROR, f"{type(error).__name__}: {error}") from error
+    if len(data) > max_bytes:
+        raise ReadError(Reason.TOO_MANY_BYTES, f"{len(data)} bytes, more than {max_bytes} allowed")
+    return data
+
+
+class _Pending:
+    """A batch whose items are being read: a row of pixels reserved for each of them."""
+
+    def __init__(
+        self, position: BatchPosition, refs: Sequence[MediaRef], size: tuple[int, int]
+    ) -> None:
+        self._position = position
+        self._pixels: npt.NDArray[np.uint8] = np.empty((len(refs), *size, 3), np.uint8)
+        self._seconds = {"fetch": 0.0, "decode": 0.0}
+        self._adding = threading.Lock()
+        self._results: list[Future[DecodedMedia | Failure]] = []
+        self._refs = refs
+
+    def start(self, pool: ThreadPoolExecutor, reader: _ReadBatches) -> None:
+        self._results = [
+            pool.submit(self._read_one, row, ref, reader) for row, ref in enumerate(self._refs)
+        ]
+
+    def _read_one(self, row: int, ref: MediaRef, reader: _ReadBatches) -> DecodedMedia | Failure:
+        started = fetched = time.perf_counter()
+        try:
+            data = read_bytes(ref, reader.max_bytes)
+            fetched = time.perf_counter()
+            with reader.decoding:
+                decoding = time.perf_counter()
+                image = reader.decode(data)
+                self._pixels[row] = image.pixels
+                digest = hashlib.sha256(data).hexdigest()
+                self._add("decode", time.perf_counter() - decoding)
+        except ReadError as error:
+            return Failure(ref, Stage.READ, error.reason, str(error))
+        except DecodeError as error:
+            return Failure(ref, Stage.DECODE, error.reason, str(error))
+        finally:
+            self._add("fetch", fetched - started)
+        return DecodedMedia(ref, digest, image.width, image.height, len(data))
+
+    def _add(self, stage: str, seconds: float) -> None:
+        with self._adding:
+            self._seconds[stage] += seconds
+
+    def cancel(self) -> None:
+        for result in self._results:
+            result.cancel()
+
+    def wait(self) -> Batch:
+        """The batch once all of its items are read, its failures apart."""
+        results = [result.result() for result in self._results]
+        rows = [row for row, result in enumerate(results) if isinstance(result, DecodedMedia)]
+        failures = tuple(result for result in results if isinstance(result, Failure))
+        progress.add(failed=len(failures))
+        return Batch(
+            position=self._position,
+            media=tuple(result for result in results if isinstance(result, DecodedMedia)),
+            pixels=self._pixels[rows] if failures else self._pixels,
+            failures=failures,
+            seconds=self._seconds,
+        )
+
+
+class _ReadBatches(beam.DoFn):
+    """A DoFn for its thread pool, and for the batches that are read ahead across shards."""
+
+    def __init__(
+        self, decode: ImageDecoder, batch_size: int, concurrency: int, max_bytes: int
+    ) -> None:
+        self.decode = decode
+        self.max_bytes = max_bytes
+        self._batch_size = batch_size
+        self._concurrency = concurrency
+
+    def setup(self) -> None:
+        # More threads in a decoder than cores only push each other out of the cache.
+        self.decoding = threading.Semaphore(len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="beamtag-read")
+
+    def start_bundle(self) -> None:
+        self._ahead: deque[tuple[_Pending, Any, Any]] = deque()
+
+    def process(
+        self,
+        shard: Shard,
+        timestamp: Any = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+    ) -> Iterator[Any]:
+        count = max(1, -(-len(shard.refs) // self._batch_size))
+        for seq in range(count):
+            refs = shard.refs[seq * self._batch_size : (seq + 1) * self._batch_size]
+            pending = _Pending(
+                BatchPosition(shard.shard_id, seq, count), refs, self.decode.preprocess.size
+            )
+            pending.start(self._pool, self)
+            self._ahead.append((pending, timestamp, window))
+            if len(self._ahead) > BATCHES_AHEAD:
+                yield self._next()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        while self._ahead:
+            yield self._next()
+
+    def _next(self) -> WindowedValue:
+        # What is yielded belongs to the shard it came from, not to the one that is read now.
+        pending, timestamp, window = self._ahead.popleft()
+        return WindowedValue(pending.wait(), timestamp, (window,))
+
+    def teardown(self) -> None:
+        for pending, _, _ in self._ahead:
+            pending.cancel()
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,179 @@
+"""The records that flow between stages: frozen, small, and free of behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Stage(StrEnum):
+    """Where an item failed: the `stage` column of `failures`."""
+
+    READ = "read"
+    DECODE = "decode"
+    EMBED = "embed"
+
+
+class Reason(StrEnum):
+    """Why an item failed: the closed list of the `reason` column of `failures`.
+
+    Analysts group by these words, so one is added with a line in CHANGELOG.md and never renamed.
+    """
+
+    NOT_FOUND = "not_found"
+    PERMISSION_DENIED = "permission_denied"
+    READ_ERROR = "read_error"
+    EMPTY = "empty"
+    TOO_MANY_BYTES = "too_many_bytes"
+    NOT_AN_IMAGE = "not_an_image"
+    CORRUPT_IMAGE = "corrupt_image"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    OUT_OF_MEMORY = "out_of_memory"
+    MODEL_ERROR = "model_error"
+    NOT_FINITE = "not_finite"
+
+
+RETRYABLE = frozenset({Reason.READ_ERROR, Reason.OUT_OF_MEMORY})
+"""Reasons that another run may not meet again: the `retryable` column of `failures`."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRef:
+    """One listed object: where it is and which version of it was seen.
+
+    `version` is the store's generation or etag, or mtime and size; `size` is in bytes, None where
+    the listing does not tell.
+    """
+
+    uri: str
+    version: str
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """References that travel together and end as one file per table, named by `shard_id`."""
+
+    shard_id: str
+    refs: tuple[MediaRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one listed item has no embedding: one row of `failures`."""
+
+    ref: MediaRef
+    stage: Stage
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedMedia:
+    """What is known of one item once its bytes were read and decoded (pixels travel apart)."""
+
+    ref: MediaRef
+    content_sha256: str
+    width: int
+    height: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPosition:
+    """Which part of a shard this is: batch `seq` (from 0) of `of`."""
+
+    shard_id: str
+    seq: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Part of a shard, decoded: what the model sees, and what never will be seen.
+
+    `pixels` is `uint8[B, H, W, 3]` and row i belongs to `media[i]`; `seconds` is busy time per
+    stage, summed over threads.
+    """
+
+    position: BatchPosition
+    media: tuple[DecodedMedia, ...]
+    pixels: npt.NDArray[np.uint8]
+    failures: tuple[Failure, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """The number of items that the model is to embed; Beam's RunInference counts by it."""
+        return len(self.media)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedBatch:
+    """A batch after the model: rows of `embeddings` and of `failures`, without the pixels."""
+
+    position: BatchPosition
+    embeddings: pa.RecordBatch
+    failures: tuple[Failure, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedBatch:
+    """An embedded batch with the rows of `predictions` of each label set, by label-set id."""
+
+    embedded: EmbeddedBatch
+    predictions: Mapping[str, pa.RecordBatch]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What every row and file of one run has in common.
+
+    `run_date` is the `dt` of the tables, `YYYY-MM-DD`; `output` the URL they are written under.
+    """
+
+    run_id: str
+    run_date: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which model, from where, on what: everything needed to load it, and nothing loaded.
+
+    `name` is an open_clip name (with `pretrained` a tag or a weights file), `hf-hub:ORG/NAME`,
+    `local-dir:PATH`, or the URL of a folder on object storage.
+    """
+
+    name: str
+    pretrained: str | None = None
+    device: Device = "auto"
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How a model wants its pictures, as open_clip's `PreprocessCfg` says it.
+
+    `size` is (height, width) in pixels; `mean` and `std` are per channel of pixels in 0..1;
+    `fill_color` (0..255) pads `longest`.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "squash", "longest"] = "shortest"
+    fill_color: int = 0

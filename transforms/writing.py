@@ -1,0 +1,149 @@
+"""WriteShards: a shard's batches become one whole file per table."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from transforms.accounting import EXAMPLES, Account, Example
+from transforms.publishing import publish
+from transforms.records import RETRYABLE, Failure, RunSpec, TaggedBatch
+from transforms.schemas import FAILURES
+
+ROW_GROUP_ROWS = 64 * 1024
+
+
+@dataclass
+class WriteShards(beam.PTransform[beam.PCollection[TaggedBatch], beam.PCollection[Account]]):
+    """Tagged batches to the files of their shards; gives each shard's account.
+
+    Every shard has a file in every table, without rows where it has none: a reader's pattern
+    always matches, and a shard that is done again leaves nothing of its first try.
+    """
+
+    run: RunSpec
+    model_id: str
+
+    def expand(self, pcoll: beam.PCollection[TaggedBatch]) -> beam.PCollection[Account]:
+        """Wire the writer."""
+        accounts: beam.PCollection[Account] = pcoll | "WriteFiles" >> beam.ParDo(
+            _WriteWholeShards(self.run, self.model_id)
+        )
+        return accounts
+
+
+class _WriteWholeShards(beam.DoFn):
+    """A DoFn for the batches that wait for the rest of their shard."""
+
+    def __init__(self, run: RunSpec, model_id: str) -> None:
+        self._run = run
+        self._model_id = model_id
+
+    def start_bundle(self) -> None:
+        self._waiting: dict[str, list[TaggedBatch]] = {}
+
+    def process(self, batch: TaggedBatch) -> Iterator[Account]:
+        position = batch.embedded.position
+        batches = self._waiting.setdefault(position.shard_id, [])
+        batches.append(batch)
+        if len(batches) == position.of:
+            yield write_shard(self._waiting.pop(position.shard_id), self._run, self._model_id)
+
+    def finish_bundle(self) -> None:
+        if self._waiting:
+            # The stages above are fused with this one; where an engine would not fuse them, a
+            # shard must not end as a part of itself.
+            raise RuntimeError(f"batches of shards {sorted(self._waiting)} did not arrive together")
+
+
+def write_shard(batches: Sequence[TaggedBatch], run: RunSpec, model_id: str) -> Account:
+    """Write a whole shard, embeddings before predictions, and account for it. Raises OSError."""
+    started = time.perf_counter()
+    batches = sorted(batches, key=lambda batch: batch.embedded.position.seq)
+    shard_id = batches[0].embedded.position.shard_id
+    failures = [failure for batch in batches for failure in batch.embedded.failures]
+    embeddings = pa.Table.from_batches([batch.embedded.embeddings for batch in batches])
+    account = Account(
+        embedded=embeddings.num_rows,
+        bytes=pc.sum(embeddings.column("bytes")).as_py() or 0,
+        failures=Counter(str(failure.reason) for failure in failures),
+    )
+    for batch in batches:
+        account.spend(batch.embedded.seconds)
+        account.spend(batch.seconds)
+
+    def write(table: pa.Table, *partitions: str) -> None:
+        url = table_file(run.output, shard_id, *partitions, f"dt={run.run_date}")
+        publish(url, parquet_bytes(table))
+        account.files.append(url)
+
+    write(embeddings, "embeddings", f"model={model_id}")
+    for label_set_id in batches[0].predictions:
+        predictions = pa.Table.from_batches([batch.predictions[label_set_id] for batch in batches])
+        write(predictions, "predictions", f"label_set={label_set_id}", f"model={model_id}")
+        best = predictions.filter(pc.field("rank") == 1)
+        account.labels[label_set_id] = Counter(best.column("label").to_pylist())
+        if not account.examples:
+            account.examples = _examples(best)
+    write(failure_rows(failures, run.run_id), "failures")
+    account.spend({"write": time.perf_counter() - started})
+    return account
+
+
+def _examples(best: pa.Table) -> list[Example]:
+    # Spread over the shard: its beginning is often all of one folder.
+    rows = [best.num_rows * place // EXAMPLES for place in range(EXAMPLES)]
+    columns = best.select(["uri", "label", "score"]).take(sorted({*rows} if best.num_rows else []))
+    return [Example(row["uri"], row["label"], row["score"]) for row in columns.to_pylist()]
+
+
+def table_file(output: str, shard_id: str, *partitions: str) -> str:
+    """The URL of a shard's file in a table: `OUTPUT/table/key=value/.../shard-<id>.parquet`."""
+    return "/".join([output.rstrip("/"), *partitions, f"shard-{shard_id}.parquet"])
+
+
+def failure_rows(failures: Sequence[Failure], run_id: str) -> pa.Table:
+    """Rows of `failures`."""
+    now = datetime.datetime.now(datetime.UTC)
+    rows = [
+        {
+            "uri": failure.ref.uri,
+            "version": failure.ref.version,
+            "stage": str(failure.stage),
+            "reason": str(failure.reason),
+            "message": failure.message,
+            "retryable": failure.reason in RETRYABLE,
+            "run_id": run_id,
+            "failed_at": now,
+        }
+        for failure in failures
+    ]
+    return pa.Table.from_pylist(rows, schema=FAILURES)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file: zstd, statistics on every column but the vectors."""
+    vectors = "embedding"
+    columns = [name for name in table.schema.names if name != vectors]
+    buffer = io.BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        row_group_size=ROW_GROUP_ROWS,
+        use_dictionary=columns,
+        # Bounds of a vector's components prune nothing and cost a pass over them.
+        write_statistics=columns,
+        # `list.element`, which BigQuery's list inference wants.
+        use_compliant_nested_type=True,
+    )
+    return buffer.getvalue()
