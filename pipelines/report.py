@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,6 +24,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from transforms.storage import locate
+
 LINE_EVERY_S = 30.0
 BAR_EVERY_S = 0.2
 TOP_LABELS = 10
@@ -32,12 +33,16 @@ TOP_LABELS = 10
 logger = logging.getLogger("beamtag")
 
 
-def set_up_logging(*, quiet: bool) -> None:
+def set_up_logging(*, quiet: bool, local: bool) -> None:
     """Our own messages to standard error as plain lines; others' only from a warning on."""
-    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s")
+    level = logging.ERROR if quiet else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", force=True)
     logger.setLevel(logging.ERROR if quiet else logging.INFO)
     # Beam warns on the root logger of clients and modules that this job does not use.
     logging.getLogger().addFilter(lambda record: record.levelno >= logging.ERROR)
+    if local:
+        # What a stage raises here reaches the job itself, which prints it once.
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
 
 class _RateColumn(ProgressColumn):
@@ -102,7 +107,7 @@ def _show_lines(console: Console, stop: threading.Event) -> None:
 
 def close(record_url: str, output: str, *, quiet: bool, as_json: bool) -> int:
     """Print what a finished run's record says; gives the exit status: 0, or 1 unless balanced."""
-    filesystem, path = fsspec.core.url_to_fs(record_url)
+    filesystem, path = locate(record_url)
     text = filesystem.cat_file(path).decode()
     record = json.loads(text)
     if as_json:
@@ -124,7 +129,8 @@ def summarize(record: dict[str, Any], record_url: str, console: Console) -> None
     """Print the closing summary of a run's record."""
     counts = record["counts"]
     if not counts["listed"]:
-        console.print(f"Nothing to tag: no pictures in {', '.join(record['inputs'])}")
+        inputs = ", ".join(record["inputs"])
+        console.print(Text(f"Nothing to tag: no pictures in {inputs}"), soft_wrap=True)
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("listed", f"{counts['listed']:,}")

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; gives the exit status: 0 accounted for, 1 failed, 2 bad usage."""
     try:
         spec = options.parse_tag(sys.argv[1:] if argv is None else argv)
-        report.set_up_logging(quiet=spec.quiet or spec.json)
+        report.set_up_logging(quiet=spec.quiet or spec.json, local=spec.is_local)
         # Only now: a command line with a mistake in it does not wait for torch and Beam.
         from transforms.model import ModelError
 
@@ -214,10 +214,10 @@ def _failed(cause: str) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    """The innermost cause in one line: Beam wraps an error once for every stage it passed."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """What went wrong, in one line."""
     lines = str(error).strip().splitlines()
+    if lines and "[while running" in lines[-1]:
+        return lines[0]  # Beam's wrapper: the cause with its type, and the stage it was in
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from transforms.publishing import publish
+from transforms.storage import publish
 
 EXAMPLES = 5
 """How many example tags a run's record keeps."""

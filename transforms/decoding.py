@@ -66,6 +66,7 @@ _BROKEN = (
     KeyError,
     TypeError,
     OverflowError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )

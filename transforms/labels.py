@@ -168,9 +168,10 @@ class _Reader:
         top_k = self._top_k(keys.get("top_k"))
         activation = self._activation(keys.get("activation"))
         threshold = self._threshold(keys.get("threshold"), activation)
-        if len(labels) == 1 and activation == "softmax":
+        listed = keys.get("labels")
+        if activation == "softmax" and listed is not None and len(listed.value) == len(labels) == 1:
             self._mistake(
-                keys["labels"],
+                listed,
                 "softmax over a single label always scores 1.0: add a label for what it is not, "
                 "or set activation: cosine",
             )

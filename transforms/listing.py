@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
-import fsspec
 from apache_beam.utils.windowed_value import WindowedValue
 from fsspec.implementations.local import LocalFileSystem
 
 from transforms.accounting import progress
 from transforms.records import MediaRef, Shard
+from transforms.storage import locate
 
 EXTENSIONS = (
     ".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif .jp2 .j2k".split()  # noqa: SIM905
@@ -35,7 +35,7 @@ class ListMedia(beam.PTransform[beam.PCollection[str], beam.PCollection[MediaRef
 
 def input_exists(url: str) -> bool:
     """Whether there is something to list: the object or folder, or the one a glob starts in."""
-    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem, path = locate(url)
     if filesystem.exists(path):
         return True
     if not any(character in path for character in _MAGIC):
@@ -51,7 +51,7 @@ def list_media(url: str) -> Iterator[MediaRef]:
 
     A name that exists is meant literally, whatever characters it has. Raises OSError.
     """
-    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem, path = locate(url)
     for name, details in _entries(filesystem, path):
         progress.add(listed=1)
         yield MediaRef(

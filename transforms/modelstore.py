@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 import filelock
-import fsspec
+
+from transforms.storage import locate
 
 _WANTED = (".json", ".safetensors", ".bin", ".pth", ".pt", ".txt", ".model", ".npz")
 
@@ -27,7 +28,7 @@ def fetch_folder(url: str) -> Path:
     the listing, and a copy appears under its name only when it is whole. Raises OSError where the
     folder cannot be listed or read, or does not arrive whole.
     """
-    filesystem, root = fsspec.core.url_to_fs(url)
+    filesystem, root = locate(url)
     listing = {
         path: details
         for path, details in filesystem.find(root, maxdepth=1, detail=True).items()

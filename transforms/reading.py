@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
-import fsspec
 import numpy as np
 import numpy.typing as npt
 from apache_beam.utils.windowed_value import WindowedValue
@@ -34,6 +33,7 @@ from transforms.records import (
     Shard,
     Stage,
 )
+from transforms.storage import locate
 
 BATCHES_AHEAD = 3
 """How many batches may be in reading or waiting before the model has taken the first."""
@@ -75,7 +75,7 @@ def read_bytes(ref: MediaRef, max_bytes: int) -> bytes:
     if ref.size is not None and ref.size > max_bytes:
         raise ReadError(Reason.TOO_MANY_BYTES, f"{ref.size} bytes, more than {max_bytes} allowed")
     try:
-        filesystem, path = fsspec.core.url_to_fs(ref.uri)
+        filesystem, path = locate(ref.uri)
         # cat_file, not cat: a name may hold the characters of a pattern.
         data: bytes = filesystem.cat_file(path)
     except FileNotFoundError as error:

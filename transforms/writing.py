@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms.accounting import EXAMPLES, Account, Example
-from transforms.publishing import publish
 from transforms.records import RETRYABLE, Failure, RunSpec, TaggedBatch
 from transforms.schemas import FAILURES
+from transforms.storage import publish
 
 ROW_GROUP_ROWS = 64 * 1024
 
@@ -102,7 +102,9 @@ def write_shard(batches: Sequence[TaggedBatch], run: RunSpec, model_id: str) -> 
 def _examples(best: pa.Table) -> list[Example]:
     # Spread over the shard: its beginning is often all of one folder.
     rows = [best.num_rows * place // EXAMPLES for place in range(EXAMPLES)]
-    columns = best.select(["uri", "label", "score"]).take(sorted({*rows} if best.num_rows else []))
+    columns = best.select(["uri", "label", "score"]).take(
+        pa.array(sorted({*rows} if best.num_rows else []), pa.int64())
+    )
     return [Example(row["uri"], row["label"], row["score"]) for row in columns.to_pylist()]
 
 

@@ -1,13 +1,25 @@
-"""Whole files or none: how a file appears under its name on any store."""
+"""Where a URL leads, and how a file appears there: whole, or not at all."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+
+def locate(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL or local path, and the path there, taken literally.
+
+    Unlike fsspec's `url_to_fs`, `::` and `://` inside a local name mean nothing. Raises ValueError
+    for a store that fsspec does not know, ImportError for one whose package is missing.
+    """
+    protocol = None if url.startswith("/") else fsspec.core.split_protocol(url)[0]
+    filesystem = fsspec.filesystem(protocol or "file")
+    return filesystem, filesystem._strip_protocol(url)
 
 
 def publish(url: str, content: bytes) -> None:
@@ -16,7 +28,7 @@ def publish(url: str, content: bytes) -> None:
     A local file is written aside, flushed to the disk and renamed; an object store shows an
     object only when its upload is complete. Raises OSError.
     """
-    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem, path = locate(url)
     if isinstance(filesystem, LocalFileSystem):
         _replace(Path(path), content)
     else:

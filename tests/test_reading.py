@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import apache_beam as beam
+import fsspec
+import numpy as np
+import pytest
+from apache_beam.testing.util import assert_that
+from apache_beam.transforms.window import FixedWindows, TimestampedValue
+from conftest import encoded, picture, write_pictures
+
+from transforms.decoding import ImageDecoder, fit
+from transforms.listing import list_media, make_shard
+from transforms.reading import BATCHES_AHEAD, ReadError, ReadMedia, _ReadBatches, read_bytes
+from transforms.records import MediaRef, Preprocess, Reason, Shard, Stage
+
+SQUARE = Preprocess(size=(16, 16), mean=(0, 0, 0), std=(1, 1, 1))
+DECODER = ImageDecoder(SQUARE, max_pixels=10_000_000)
+
+
+def read(shards: list[Shard], batch_size: int = 4, max_bytes: int = 10**6, decode=DECODER):
+    """What a bundle of these shards becomes, and how it was read."""
+    reader = _ReadBatches(decode, batch_size, 8, max_bytes)
+    reader.setup()
+    reader.start_bundle()
+    values = [value for shard in shards for value in reader.process(shard, 0, None)]
+    values += reader.finish_bundle()
+    reader.teardown()
+    return [value.value for value in values]
+
+
+def refs(folder: Path) -> list[MediaRef]:
+    return list(list_media(str(folder)))
+
+
+def test_rows_belong_to_their_items_in_order(tmp_path):
+    shard = make_shard(refs(write_pictures(tmp_path, 10)))
+    batches = read([shard])
+    assert [(b.position.seq, b.position.of, len(b)) for b in batches] == [
+        (0, 3, 4), (1, 3, 4), (2, 3, 2),
+    ]  # fmt: skip
+    media = [item for b in batches for item in b.media]
+    assert [item.ref for item in media] == list(shard.refs)
+    pixels = np.concatenate([b.pixels for b in batches])
+    for row, item in enumerate(media):
+        decoded = DECODER(Path(item.ref.uri).read_bytes())
+        assert (pixels[row] == decoded.pixels).all()
+        assert (item.width, item.height, item.size) == (64, 48, item.ref.size)
+
+
+def test_failures_travel_with_their_batch(tmp_path):
+    write_pictures(tmp_path, 3)
+    (tmp_path / "00001.jpg").write_bytes(b"hello")
+    (tmp_path / "big.jpg").write_bytes(encoded(picture()) + bytes(10**6))
+    gone = MediaRef(str(tmp_path / "gone.jpg"), "v", 3)
+    (batch,) = read([make_shard([*refs(tmp_path), gone])], batch_size=8)
+    assert [Path(item.ref.uri).name for item in batch.media] == ["00000.jpg", "00002.jpg"]
+    assert len(batch) == len(batch.pixels) == 2
+    found = {Path(f.ref.uri).name: (f.stage, f.reason) for f in batch.failures}
+    assert found == {
+        "00001.jpg": (Stage.DECODE, Reason.NOT_AN_IMAGE),
+        "big.jpg": (Stage.READ, Reason.TOO_MANY_BYTES),
+        "gone.jpg": (Stage.READ, Reason.NOT_FOUND),
+    }
+    expected = np.asarray(fit(picture(seed=2), SQUARE)).astype(int)
+    assert np.abs(batch.pixels[1].astype(int) - expected).mean() < 10
+
+
+def test_a_shard_of_nothing_readable_is_still_a_batch():
+    (batch,) = read([make_shard([MediaRef("/nowhere/a.jpg", "v")])])
+    assert len(batch) == 0
+    assert batch.pixels.shape == (0, 16, 16, 3)
+    assert len(batch.failures) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a[1].jpg",
+        "what?.jpg",
+        "star*.jpg",
+        "été 猫.jpg",
+        "a b#c%20d.jpg",
+        "x::y.jpg",
+        "quote'\".jpg",
+    ],
+)
+def test_names_are_literal(tmp_path, name):
+    (tmp_path / "decoy1.jpg").write_bytes(b"decoy")
+    (tmp_path / name).write_bytes(encoded(picture()))
+    ref = next(ref for ref in refs(tmp_path) if ref.uri.endswith(name))
+    assert read_bytes(ref, 10**6) == (tmp_path / name).read_bytes()
+
+
+def test_a_listed_size_saves_the_fetch():
+    with pytest.raises(ReadError, match="100 bytes, more than 99 allowed"):
+        read_bytes(MediaRef("memory://no/such/thing", "v", 100), 99)
+
+
+def test_an_unlisted_size_is_checked_after_the_fetch():
+    fsspec.filesystem("memory").pipe_file("/big", bytes(100))
+    with pytest.raises(ReadError) as caught:
+        read_bytes(MediaRef("memory://big", "v"), 99)
+    assert caught.value.reason is Reason.TOO_MANY_BYTES
+
+
+def test_what_cannot_be_read_has_its_reason(tmp_path):
+    with pytest.raises(ReadError) as caught:
+        read_bytes(MediaRef(str(tmp_path), "v"), 99)  # a folder
+    assert caught.value.reason is Reason.READ_ERROR
+    with pytest.raises(ReadError) as caught:
+        read_bytes(MediaRef("nostore://a", "v"), 99)
+    assert caught.value.reason is Reason.READ_ERROR
+
+
+class Gate:
+    """A decoder that counts how many items are begun, and waits to be let through."""
+
+    preprocess = SQUARE
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.most_at_once = 0
+        self._at_once = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, data: bytes):
+        with self._lock:
+            self.begun += 1
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        time.sleep(0.002)
+        decoded = DECODER(data)
+        with self._lock:
+            self._at_once -= 1
+        return decoded
+
+
+def test_reading_goes_ahead_across_shards_but_not_without_bound(tmp_path):
+    items = refs(write_pictures(tmp_path, 40))
+    shards = [make_shard(items[start : start + 4]) for start in range(0, 40, 4)]
+    gate = Gate()
+    reader = _ReadBatches(gate, 4, 8, 10**6)
+    reader.setup()
+    reader.start_bundle()
+    ahead = []
+    given = 0
+    for shard in shards:
+        for value in reader.process(shard, 0, None):
+            given += 1
+            assert value.value.position.shard_id == shards[given - 1].shard_id
+            ahead.append(gate.begun - 4 * given)
+    rest = list(reader.finish_bundle())
+    assert given + len(rest) == 10
+    assert len(rest) == BATCHES_AHEAD
+    assert max(ahead) <= BATCHES_AHEAD * 4
+    # Decoding is bounded by cores, not by the threads that fetch.
+    assert gate.most_at_once <= len(os.sched_getaffinity(0))
+
+
+def test_batches_read_ahead_keep_their_own_window_and_time(tmp_path):
+    items = refs(write_pictures(tmp_path, 6))
+    shards = [make_shard(items[start : start + 2]) for start in range(0, 6, 2)]
+    uris = {shard.shard_id: (number * 10 + 3) for number, shard in enumerate(shards)}
+
+    def when(batch, timestamp=beam.DoFn.TimestampParam, window=beam.DoFn.WindowParam):
+        return batch.position.shard_id, float(timestamp), float(window.start)
+
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        found = (
+            pipeline
+            | beam.Create(shards)
+            | beam.Map(lambda shard: TimestampedValue(shard, uris[shard.shard_id]))
+            | beam.WindowInto(FixedWindows(10))
+            | ReadMedia(DECODER, 4, 8, 10**6)
+            | beam.Map(when)
+        )
+        assert_that(
+            found,
+            lambda actual: (
+                sorted(actual) == sorted((shard, at, at - 3) for shard, at in uris.items())
+                or pytest.fail(str(actual))
+            ),
+        )
