@@ -119,7 +119,6 @@ def test_what_a_person_reads(job: Job, archive):
         "SELECT label",
     ):
         assert part in done.out
-    assert "device: auto chose" in done.err
 
 
 def test_quiet_says_nothing_and_json_only_the_record(job: Job, archive, tmp_path):
@@ -271,7 +270,6 @@ def test_a_disk_that_fills_up_is_a_failed_run(job: Job, archive, monkeypatch):
     last = done.err.splitlines()[-1]
     assert last.startswith("beamtag tag: failed: OSError: [Errno 28] No space left on device")
     assert "WriteShards" in last
-    assert done.err.count("No space left on device") <= 3  # two traces, as raised and as wrapped
     assert done.record["status"] == "failed"
     assert "No space left" in done.record["error"]
     monkeypatch.undo()
@@ -312,9 +310,9 @@ def test_a_process_of_its_own(archive, vit, labels, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "embedded  11" in done.stdout
-    assert done.stderr.splitlines() == [
-        line for line in done.stderr.splitlines() if line.startswith("device: auto chose")
-    ]
+    # Nothing of Beam's or torch's noise: only what auto chose.
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("device: auto chose")
 
 
 def test_a_model_on_object_storage(job: Job, archive, vit, tmp_path, monkeypatch):
