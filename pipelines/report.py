@@ -92,9 +92,11 @@ def _show_lines(console: Console, stop: threading.Event) -> None:
 
     started = time.monotonic()
     while not stop.wait(LINE_EVERY_S):
-        spent = time.monotonic() - started
-        rate = progress.done / spent
-        left = (progress.listed - progress.done) / rate if rate else float("inf")
+        if not progress.done:
+            logger.info("listing: %d items so far", progress.listed)
+            continue
+        rate = progress.done / (time.monotonic() - started)
+        left = (progress.listed - progress.done) / rate
         logger.info(
             "%d of %d items, %d failed, %.0f items/s, about %.0f s left",
             progress.done,

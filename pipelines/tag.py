@@ -75,19 +75,18 @@ def run(spec: TagSpec) -> int:
         with report.live_progress(shown=spec.is_local and not (spec.quiet or spec.json)):
             result = pipeline.run()
             result.wait_until_finish()
-    except KeyboardInterrupt:
-        publish_record(record_url, {**header, "status": "interrupted"})
-        return _failed("interrupted; the same command again completes it")
     # Whatever broke the run, the operator gets the trace, one last line, and a record of it.
-    except Exception as error:
-        if not spec.quiet:
-            traceback.print_exc()
+    except (Exception, KeyboardInterrupt) as error:
         cause = _one_line(error)
+        interrupted = cause.startswith("KeyboardInterrupt")
+        if not interrupted and not spec.quiet:
+            traceback.print_exc()
+        status = "interrupted" if interrupted else "failed"
         try:
-            publish_record(record_url, {**header, "status": "failed", "error": cause})
+            publish_record(record_url, {**header, "status": status, "error": cause})
         except OSError as unwritable:
             logger.error("and its record cannot be written: %s", unwritable)
-        return _failed(cause)
+        return _failed("interrupted; the same command starts it over" if interrupted else cause)
     return report.close(record_url, spec.run.output, quiet=spec.quiet, as_json=spec.json)
 
 

@@ -276,6 +276,17 @@ def test_a_disk_that_fills_up_is_a_failed_run(job: Job, archive, monkeypatch):
     assert job(input=archive).status == 0
 
 
+def test_an_interrupted_run_says_so_in_one_line(job: Job, archive, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transforms.embedding.embed_batch", interrupt)
+    done = job(input=archive)
+    assert done.status == 1
+    assert done.err == "beamtag tag: failed: interrupted; the same command starts it over\n"
+    assert done.record["status"] == "interrupted"
+
+
 def test_an_account_that_does_not_balance_is_a_failed_run(job: Job, archive, monkeypatch):
     real = writing.write_shard
 
