@@ -10,7 +10,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 TEMPLATES = (
@@ -209,6 +209,7 @@ def read_catalogue(packages: Path) -> Catalogue:
         concepts[label] = _concept(
             label, group, subgroup, [*entry.get("tags", []), *extra], shortcodes[label]
         )
+    concepts = _with_kinds(concepts)
     by_name = {squash(label): label for label in concepts}
     for label, names in shortcodes.items():
         for name in names:
@@ -253,6 +254,20 @@ def _concept(
         tags=tuple(dict.fromkeys(spoken)),
         categories=_categories(label, subgroup),
     )
+
+
+def _with_kinds(concepts: dict[str, Concept]) -> dict[str, Concept]:
+    """Count as category nouns the tags that are names of a neighbour: a locomotive is a train."""
+    names: dict[str, set[str]] = defaultdict(set)
+    for concept in concepts.values():
+        if concept.group in _HEAD_GROUPS:
+            names[concept.subgroup].update(concept.names)
+    out = {}
+    for label, concept in concepts.items():
+        shared = [tag for tag in concept.tags if tag in names[concept.subgroup] - {plain(label)}]
+        kinds = tuple(dict.fromkeys((*concept.categories, *shared)))
+        out[label] = replace(concept, categories=kinds)
+    return out
 
 
 def _head(name: str) -> str | None:

@@ -31,10 +31,10 @@ def weights(saved: dict) -> dict[str, Tensor]:  # type: ignore[type-arg]
     return {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
 
 
-def config(image_size: int) -> dict[str, object]:
+def config() -> dict[str, object]:
     """Fill in open_clip's configuration file."""
     return {
-        "model_cfg": MODEL | {"vision_cfg": MODEL["vision_cfg"] | {"image_size": image_size}},
+        "model_cfg": MODEL,
         "preprocess_cfg": {
             "mean": list(open_clip.OPENAI_DATASET_MEAN),
             "std": list(open_clip.OPENAI_DATASET_STD),
@@ -57,7 +57,7 @@ def main() -> None:
     save_file(weights(saved), partial, metadata={"format": "pt"})
     partial.replace(target)
     target.chmod(0o644)
-    text = json.dumps(config(saved["image_size"]), indent=2) + "\n"
+    text = json.dumps(config(), indent=2) + "\n"
     (args.into / "open_clip_config.json").write_text(text, encoding="utf-8")
     print(f"step {saved['step']}, {target.stat().st_size} bytes, {len(saved['vocabulary'])} tokens")
 

@@ -4,10 +4,9 @@
     python demo/train.py --work=FOLDER
 
 writes FOLDER/checkpoint.pt every few minutes and goes on from it when started again. Another
-process augments while this one trains. Most steps see small pictures, which are cheap; the last
-ones see them at the size the model ships with. The defaults are the numbers the shipped model was
-trained with; its model card gives the machine and the time. Two processes and their timing make a
-run repeatable in its figures, not bit by bit.
+process augments while this one trains. The defaults are the numbers the shipped model was trained
+with; its model card gives the machine and the time. Being stopped and started again draws other
+random numbers, so a run repeats in its figures, not bit by bit.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from torch import Tensor
 
 MODEL: dict[str, Any] = {
     "embed_dim": 128,
-    "vision_cfg": {"image_size": 96, "layers": [2, 3, 3, 1], "width": 16, "head_width": 32},
+    "vision_cfg": {"image_size": 64, "layers": [2, 3, 3, 1], "width": 16, "head_width": 32},
     "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 48, "heads": 4, "layers": 2},
 }
 """The shipped architecture, in open_clip's words."""
@@ -42,30 +41,14 @@ NAME_SHARE = 0.6
 """Weight of the loss on name captions; the rest is on tags and category nouns."""
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1) * 255
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1) * 255
-_POSITIONS = "visual.attnpool.positional_embedding"
 _SLOTS = 6
 
 
-def build(side: int, vocabulary: int) -> CLIP:
-    """Build the shipped architecture at another picture size, with a shorter token table."""
-    model = CLIP(
-        embed_dim=MODEL["embed_dim"],
-        vision_cfg=MODEL["vision_cfg"] | {"image_size": side},
-        text_cfg=MODEL["text_cfg"] | {"vocab_size": vocabulary},
-    )
+def build(vocabulary: int) -> CLIP:
+    """Build the shipped architecture with a token table of `vocabulary` rows."""
+    model = CLIP(**MODEL | {"text_cfg": MODEL["text_cfg"] | {"vocab_size": vocabulary}})
     model.to(memory_format=torch.channels_last)
     return model
-
-
-def resize_positions(state: dict[str, Tensor], model: CLIP) -> dict[str, Tensor]:
-    """Fit the attention pool's position table in `state` to the picture size of `model`."""
-    old, wanted = state[_POSITIONS], model.state_dict()[_POSITIONS].shape[0]
-    if old.shape[0] == wanted:
-        return state
-    was, now = math.isqrt(old.shape[0] - 1), math.isqrt(wanted - 1)
-    grid = old[1:].T.reshape(1, -1, was, was)
-    grid = F.interpolate(grid, (now, now), mode="bilinear", align_corners=True)
-    return state | {_POSITIONS: torch.cat([old[:1], grid.reshape(-1, now * now).T])}
 
 
 def contrast(logits: Tensor, truth: Tensor, images: Tensor, texts: Tensor) -> Tensor:
@@ -135,30 +118,23 @@ def optimiser_of(model: CLIP, args: argparse.Namespace) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
 
 
-def run_stage(training: Training, side: int, last: int) -> None:
-    """Train on pictures of `side` pixels from the checkpoint to step `last`, or until stopped."""
+def run(training: Training) -> None:
+    """Train from the checkpoint, where there is one, to the last step or until stopped."""
     args = training.args
-    model, average = (build(side, len(training.vocabulary)) for _ in range(2))
+    model, average = (build(len(training.vocabulary)) for _ in range(2))
     average.load_state_dict(model.state_dict())
     optimiser = optimiser_of(model, args)
     step, seconds = 0, 0.0
     if training.checkpoint.exists():
         saved = torch.load(training.checkpoint)
         step, seconds = saved["step"], saved["seconds"]
-        if step >= last:
-            return
-        model.load_state_dict(resize_positions(saved["model"], model))
-        average.load_state_dict(resize_positions(saved["average"], average))
-        if saved["image_size"] != side:
-            # The moments of the position table do not fit any more: they start from nothing.
-            ours = [p for group in optimiser.param_groups for p in group["params"]]
-            positions = model.visual.attnpool.positional_embedding
-            place = next(i for i, p in enumerate(ours) if p is positions)
-            saved["optimiser"]["state"].pop(place)
+        model.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
         optimiser.load_state_dict(saved["optimiser"])
-    print(f"from step {step} to {last} at {side} px", flush=True)
+    print(f"from step {step} to {args.steps}", flush=True)
 
     mp.set_start_method("spawn", force=True)
+    side = MODEL["vision_cfg"]["image_size"]
     shape = (_SLOTS, args.batch, 3, side, side)
     pictures = torch.empty(shape, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
     labels = torch.empty(_SLOTS, 3, args.batch, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
@@ -184,7 +160,6 @@ def run_stage(training: Training, side: int, last: int) -> None:
             "optimiser": optimiser.state_dict(),
             "vocabulary": training.vocabulary,
             "step": step,
-            "image_size": side,
             "seconds": seconds + time.monotonic() - began,
         }
         torch.save(state, partial)
@@ -194,7 +169,7 @@ def run_stage(training: Training, side: int, last: int) -> None:
 
     losses: list[float] = []
     model.train()
-    while step < last and not training.stopping:
+    while step < args.steps and not training.stopping:
         slot = full.get()
         loss = training.loss(model, pictures[slot], labels[slot].clone())
         free.put(slot)
@@ -232,8 +207,6 @@ def main() -> None:
     """Train to the last step, or until told to stop (SIGTERM); leave a checkpoint either way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for all work files")
-    parser.add_argument("--small_size", type=int, default=64, help="pixels, in the first steps")
-    parser.add_argument("--small_until", type=int, default=9000, help="step")
     parser.add_argument("--decay_from", type=int, default=14000, help="step")
     parser.add_argument("--steps", type=int, default=18000)
     parser.add_argument("--batch", type=int, default=256)
@@ -268,9 +241,7 @@ def main() -> None:
         training.stopping.append(signal_number)
 
     signal.signal(signal.SIGTERM, stop)
-    run_stage(training, args.small_size, args.small_until)
-    if not training.stopping:
-        run_stage(training, MODEL["vision_cfg"]["image_size"], args.steps)
+    run(training)
 
 
 if __name__ == "__main__":

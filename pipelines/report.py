@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,8 +39,12 @@ def set_up_logging(*, quiet: bool, local: bool) -> None:
     level = logging.ERROR if quiet else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", force=True)
     logger.setLevel(logging.ERROR if quiet else logging.INFO)
+    # Of a picture's broken metadata: what matters of it is in the tables.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     # Beam warns on the root logger of clients and modules that this job does not use.
     logging.getLogger().addFilter(lambda record: record.levelno >= logging.ERROR)
+    # The hub's client tells of every retry, twice; what came of them is in our own error.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     if local:
         # What a stage raises here reaches the job itself, which prints it once.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)

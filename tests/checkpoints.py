@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_checkpoint(folder: Path, kind: str = "vit", seed: int = 0) -> Path:
-    """A model folder as `local-dir:` takes it: config and safetensors."""
+def make_checkpoint(
+    folder: Path, kind: str = "vit", seed: int = 0, text: dict[str, Any] | None = None
+) -> Path:
+    """A model folder as `local-dir:` takes it: config (`text` changes its text_cfg), safetensors."""
     torch.manual_seed(seed)
-    config = CONFIGS[kind]
+    config = copy.deepcopy(CONFIGS[kind])
+    config["model_cfg"]["text_cfg"].update(text or {})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     # create_model without weights needs the config only; the weights are its random start.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ import fsspec
 import numpy as np
 import open_clip
 import pytest
+import tokenizers
 import torch
+import transformers
 from checkpoints import CONFIGS, make_checkpoint
 from conftest import picture
 from fakes import CountingStore
@@ -242,6 +245,37 @@ def test_a_hub_model_is_loaded_from_the_hubs_cache(tmp_path, vit, monkeypatch):
     assert model.encode_texts(["a dog"]) == pytest.approx(
         OpenClipModel(local(vit)).encode_texts(["a dog"]), abs=1e-6
     )
+
+
+@pytest.fixture
+def tokenized(tmp_path) -> Path:
+    """A SigLIP-style model with a tokenizer of transformers' kind in its folder."""
+    words = {"[PAD]": 0, "[UNK]": 1, "a": 2, "photo": 3, "of": 4, "dog": 5, "cat": 6}
+    folder = tmp_path / "tokenized"
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder)
+    kwargs = {"clean": "canonicalize"}
+    extra = {"hf_tokenizer_name": "any", "tokenizer_kwargs": kwargs, "vocab_size": len(words)}
+    return make_checkpoint(folder, "siglip", text=extra)
+
+
+def test_tokenizers_of_transformers(tokenized):
+    model = OpenClipModel(local(tokenized))
+    theirs = open_clip.create_model(f"local-dir:{tokenized}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{tokenized}")(["A photo of a dog!", "cat"])
+    assert tokens[0, :5].tolist() == [2, 3, 4, 2, 5]
+    with torch.no_grad():
+        expected = theirs.encode_text(tokens, normalize=True).numpy()
+    assert model.encode_texts(["A photo of a dog!", "cat"]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_missing_tokenizer_package_names_the_extra(tokenized, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    with pytest.raises(ModelError, match=r"pip install 'beamtag\[hf\]'"):
+        OpenClipModel(local(tokenized))
 
 
 @pytest.fixture

@@ -165,9 +165,11 @@ class _ReadBatches(beam.DoFn):
         # More threads in a decoder than cores only push each other out of the cache.
         self.decoding = threading.Semaphore(len(os.sched_getaffinity(0)))
         self._pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="beamtag-read")
+        self._ahead: deque[tuple[_Pending, Any, Any]] = deque()
 
     def start_bundle(self) -> None:
-        self._ahead: deque[tuple[_Pending, Any, Any]] = deque()
+        # What a failed bundle left in reading belongs to its retry.
+        self._abandon()
 
     def process(
         self,
@@ -195,7 +197,11 @@ class _ReadBatches(beam.DoFn):
         pending, timestamp, window = self._ahead.popleft()
         return WindowedValue(pending.wait(), timestamp, (window,))
 
-    def teardown(self) -> None:
+    def _abandon(self) -> None:
         for pending, _, _ in self._ahead:
             pending.cancel()
+        self._ahead.clear()
+
+    def teardown(self) -> None:
+        self._abandon()
         self._pool.shutdown(wait=False, cancel_futures=True)
