@@ -22,7 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_help())  # noqa: T201
             return 0 if arguments else 2
         case [job, *rest] if job in JOBS:
-            status: int = import_module(f"pipelines.{job}").main(rest)
+            try:
+                status: int = import_module(f"pipelines.{job}").main(rest)
+            except KeyboardInterrupt:
+                return 1
             return status
     print(  # noqa: T201
         f"beamtag: error: no job is called {arguments[0]!r} (see beamtag --help)", file=sys.stderr

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import re
 import secrets
 from collections.abc import Sequence
@@ -88,19 +89,26 @@ def tag_parser(prog: str = "beamtag tag") -> argparse.ArgumentParser:
         "--input",
         action="append",
         required=True,
+        type=_url,
         metavar="URL",
-        help="a folder, a glob (gs://bucket/archive/**/*.jpg) or one picture; may be given again",
+        help="a folder (links to folders in it are not followed), a glob "
+        "(gs://bucket/archive/**/*.jpg) or one picture; may be given again",
     )
     group.add_argument(
         "--labels",
         action="append",
         required=True,
+        type=_nonempty,
         metavar="FILE",
-        help="a label-set file (YAML), or the name of a built-in one "
-        f"({', '.join(builtin_label_sets())}); may be given again",
+        help="the name of a built-in label set "
+        f"({', '.join(builtin_label_sets())}), or a label-set file (YAML); may be given again",
     )
     group.add_argument(
-        "--output", required=True, metavar="URL", help="where the tables are written"
+        "--output",
+        required=True,
+        type=_url,
+        metavar="URL",
+        help="where the tables are written",
     )
     group.add_argument(
         "--run_date",
@@ -114,12 +122,16 @@ def tag_parser(prog: str = "beamtag tag") -> argparse.ArgumentParser:
     group.add_argument(
         "--model",
         default="demo",
+        type=_nonempty,
         help="an open_clip name (with --pretrained), hf-hub:ORG/NAME, local-dir:PATH, or the URL "
         "of a folder with open_clip_config.json and weights (default: %(default)s, a small model "
         "in the package that knows drawings, not photographs)",
     )
     group.add_argument(
-        "--pretrained", metavar="TAG|FILE", help="weights for an open_clip name: a tag or a file"
+        "--pretrained",
+        type=_nonempty,
+        metavar="TAG|FILE",
+        help="weights for an open_clip name: a tag or a file",
     )
     group.add_argument(
         "--device",
@@ -223,7 +235,7 @@ def parse_tag(argv: Sequence[str], prog: str = "beamtag tag") -> TagSpec:
         run=RunSpec(
             run_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
             run_date=options.run_date or f"{now:%Y-%m-%d}",
-            output=options.output.rstrip("/") or "/",
+            output=options.output,
         ),
         model=ModelSpec(options.model, options.pretrained, options.device, options.precision),
         shard_size=options.shard_size,
@@ -292,6 +304,18 @@ def _follows_a_flag(arguments: Sequence[str], value: str) -> bool:
     """Whether a bare word may be the value of the flag before it (`--project my-project`)."""
     index = arguments.index(value)
     return index > 0 and arguments[index - 1].startswith("--") and "=" not in arguments[index - 1]
+
+
+def _nonempty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
+def _url(text: str) -> str:
+    """A URL as given, or an absolute local path: a record means the same from anywhere."""
+    _nonempty(text)
+    return text.rstrip("/") if "://" in text else os.path.abspath(os.path.expanduser(text))
 
 
 def _positive(text: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -45,6 +46,9 @@ def set_up_logging(*, quiet: bool, local: bool) -> None:
     logging.getLogger().addFilter(lambda record: record.levelno >= logging.ERROR)
     # The hub's client tells of every retry, twice; what came of them is in our own error.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # These log what they raise; a raised error is a row of failures, or our own line.
+    for name in ("PIL", "gcsfs"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if local:
         # What a stage raises here reaches the job itself, which prints it once.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
@@ -74,7 +78,7 @@ def live_progress(*, shown: bool) -> Iterator[None]:
 
 
 def _show_bar(console: Console, stop: threading.Event) -> None:
-    from transforms.accounting import progress
+    from transforms.progress import progress
 
     bar = Progress(
         TextColumn("tagging"),
@@ -93,7 +97,7 @@ def _show_bar(console: Console, stop: threading.Event) -> None:
 
 
 def _show_lines(console: Console, stop: threading.Event) -> None:
-    from transforms.accounting import progress
+    from transforms.progress import progress
 
     started = time.monotonic()
     while not stop.wait(LINE_EVERY_S):
@@ -112,7 +116,7 @@ def _show_lines(console: Console, stop: threading.Event) -> None:
         )
 
 
-def close(record_url: str, output: str, *, quiet: bool, as_json: bool) -> int:
+def close(record_url: str, *, quiet: bool, as_json: bool) -> int:
     """Print what a finished run's record says; gives the exit status: 0, or 1 unless balanced."""
     filesystem, path = locate(record_url)
     text = filesystem.cat_file(path).decode()
@@ -141,6 +145,8 @@ def summarize(record: dict[str, Any], record_url: str, console: Console) -> None
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("listed", f"{counts['listed']:,}")
+    if counts["reused"]:
+        table.add_row("reused", f"{counts['reused']:,}")
     table.add_row("embedded", f"{counts['embedded']:,}")
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in record["failures"].items())
     table.add_row("failed", f"{counts['failed']:,}" + (f" ({reasons})" if reasons else ""))
@@ -172,14 +178,20 @@ def summarize(record: dict[str, Any], record_url: str, console: Console) -> None
         console.print(f"  {output}/{name}/", soft_wrap=True)
     console.print(f"  {record_url}", soft_wrap=True)
     console.print("\n[bold]Ask them[/bold] (DuckDB)")
-    console.print(Text(latest_tags_sql(output)), soft_wrap=True)
+    console.print(Text(latest_tags_sql(record)), soft_wrap=True)
 
 
-def latest_tags_sql(output: str) -> str:
-    """A query that counts the best tags of the predictions under `output`."""
-    pattern = f"{output}/predictions/**/*.parquet".replace("'", "''")
+def latest_tags_sql(record: dict[str, Any]) -> str:
+    """A query that counts every item's latest best tag, of a run's first label set and model."""
+    label_set_id = next(iter(record["label_sets"]))
+    # A pattern's characters in the output's own name stand for themselves.
+    output = re.sub(r"([*?[])", r"[\1]", record["output"])
+    pattern = (
+        f"{output}/predictions/label_set={label_set_id}/model={record['model_id']}/**/*.parquet"
+    ).replace("'", "''")
     return (
         "  SELECT label, count(*) AS items, round(avg(score), 2) AS score\n"
-        f"  FROM read_parquet('{pattern}', hive_partitioning = true)\n"
-        "  WHERE rank = 1 GROUP BY label ORDER BY items DESC LIMIT 10;"
+        f"  FROM (FROM read_parquet('{pattern}') WHERE rank <= 1\n"
+        "        QUALIFY row_number() OVER (PARTITION BY uri ORDER BY tagged_at DESC) = 1)\n"
+        "  WHERE label IS NOT NULL GROUP BY label ORDER BY items DESC, label LIMIT 10;"
     )

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("beamtag")
 
+SETTINGS = (
+    "shard_size",
+    "batch_size",
+    "read_concurrency",
+    "max_pixels",
+    "max_bytes",
+    "background",
+)
 VERSIONED = ("beamtag", "apache-beam", "torch", "open_clip_torch", "pillow", "pyarrow", "fsspec")
 
 
@@ -36,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run(spec)
         except ModelError as error:
             raise UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        return _failed("interrupted before any work")
     except UsageError as error:
         for line in str(error).splitlines():
             print(f"beamtag tag: error: {line}", file=sys.stderr)  # noqa: T201
@@ -49,8 +59,9 @@ def run(spec: TagSpec) -> int:
     """
     import apache_beam as beam
 
-    from transforms.accounting import progress, publish_record
     from transforms.model import describe_model, shared_model
+    from transforms.progress import progress
+    from transforms.writing import publish_record
 
     beam_options = _beam_options(spec)
     _check_inputs(spec)
@@ -58,9 +69,14 @@ def run(spec: TagSpec) -> int:
     if spec.is_local:
         # Here, where a broken checkpoint or an absent device is a line and not a stack of Beam's;
         # the stages find it loaded.
-        shared_model(spec.model)
-    header = _header(spec, model)
+        device = shared_model(spec.model).device.type
+    header = {**_header(spec, model), "device": device if spec.is_local else spec.model.device}
     record_url = f"{spec.run.output}/runs/{spec.run.run_id}.json"
+    try:
+        pipeline = beam.Pipeline(runner=_runner(spec), options=beam_options)
+    except ValueError as error:
+        raise UsageError(_one_line(error)) from error
+    build(pipeline, spec, model, record_url, header)
     try:
         # Also the trace of a run that was killed.
         publish_record(record_url, {**header, "status": "running"})
@@ -69,8 +85,6 @@ def run(spec: TagSpec) -> int:
         raise UsageError(f"cannot write to {spec.run.output}: {_one_line(error)}") from error
 
     progress.reset()
-    pipeline = beam.Pipeline(runner=_runner(spec), options=beam_options)
-    build(pipeline, spec, model, record_url, header)
     try:
         with report.live_progress(shown=spec.is_local and not (spec.quiet or spec.json)):
             result = pipeline.run()
@@ -79,15 +93,16 @@ def run(spec: TagSpec) -> int:
     except (Exception, KeyboardInterrupt) as error:
         cause = _one_line(error)
         interrupted = cause.startswith("KeyboardInterrupt")
-        if not interrupted and not spec.quiet:
-            traceback.print_exc()
+        if not (interrupted or spec.quiet or spec.json):
+            _print_trace(error)
         status = "interrupted" if interrupted else "failed"
         try:
             publish_record(record_url, {**header, "status": status, "error": cause})
-        except OSError as unwritable:
+        # The store that broke the run may break this too, and must not hide what it was.
+        except Exception as unwritable:
             logger.error("and its record cannot be written: %s", unwritable)
         return _failed("interrupted; the same command starts it over" if interrupted else cause)
-    return report.close(record_url, spec.run.output, quiet=spec.quiet, as_json=spec.json)
+    return report.close(record_url, quiet=spec.quiet, as_json=spec.json)
 
 
 def build(
@@ -100,17 +115,17 @@ def build(
     """Wire the job: references are listed and grouped, then all the rest is one fused stage."""
     import apache_beam as beam
 
-    from transforms.accounting import Account, WriteRunRecord
+    from transforms.accounting import Account
     from transforms.decoding import ImageDecoder
     from transforms.embedding import EmbedLabels, EmbedMedia
     from transforms.listing import GroupIntoShards, ListMedia
     from transforms.reading import ReadMedia
     from transforms.scoring import ScoreLabels
-    from transforms.writing import WriteShards
+    from transforms.writing import WriteRunRecord, WriteShards
 
     decoder = ImageDecoder(model.preprocess, spec.max_pixels, spec.background)
 
-    refs = pipeline | "Inputs" >> beam.Create(spec.inputs) | "ListMedia" >> ListMedia()
+    refs = pipeline | "Inputs" >> beam.Create([spec.inputs]) | "ListMedia" >> ListMedia()
     label_vectors = (
         pipeline
         | "LabelSets" >> beam.Create(spec.label_sets)
@@ -160,7 +175,8 @@ def _refuse_unknown(arguments: Sequence[str]) -> None:
         group._add_argparse_args(parser)
     _, unknown = parser.parse_known_args(list(arguments))
     if unknown:
-        raise UsageError(f"unknown option {unknown[0]} (see beamtag tag --help)")
+        what = "unknown option" if unknown[0].startswith("-") else "unexpected argument"
+        raise UsageError(f"{what} {unknown[0]} (see beamtag tag --help)")
 
 
 def _runner(spec: TagSpec) -> Any:
@@ -197,12 +213,12 @@ def _header(spec: TagSpec, model: ModelInfo) -> dict[str, Any]:
         "output": spec.run.output,
         "model_id": model.model_id,
         "model": dataclasses.asdict(spec.model),
-        "label_sets": [label_set.label_set_id for label_set in spec.label_sets],
-        "settings": {
-            name: getattr(spec, name)
-            for name in ("shard_size", "batch_size", "read_concurrency", "max_pixels", "max_bytes")
+        "label_sets": {
+            label_set.label_set_id: dataclasses.asdict(label_set) for label_set in spec.label_sets
         },
+        "settings": {name: getattr(spec, name) for name in SETTINGS},
         "runner": spec.runner,
+        "beam_args": spec.beam_args,
         "versions": {name: metadata.version(name) for name in VERSIONED},
     }
 
@@ -210,6 +226,13 @@ def _header(spec: TagSpec, model: ModelInfo) -> dict[str, Any]:
 def _failed(cause: str) -> int:
     print(f"beamtag tag: failed: {cause}", file=sys.stderr)  # noqa: T201
     return 1
+
+
+def _print_trace(error: BaseException) -> None:
+    """Where it broke: the trace of the first error, without those of Beam's passing it on."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    traceback.print_exception(error, chain=False)
 
 
 def _one_line(error: BaseException) -> str:

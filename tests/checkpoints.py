@@ -75,7 +75,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def make_checkpoint(
     folder: Path, kind: str = "vit", seed: int = 0, text: dict[str, Any] | None = None
 ) -> Path:
-    """A model folder as `local-dir:` takes it: config (`text` changes its text_cfg), safetensors."""
+    """A model folder as `local-dir:` takes it; `text` changes its text_cfg."""
     torch.manual_seed(seed)
     config = copy.deepcopy(CONFIGS[kind])
     config["model_cfg"]["text_cfg"].update(text or {})

@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-from transforms.accounting import EXAMPLES, Account, Example, merge_accounts, write_run_record
+from transforms.accounting import EXAMPLES, Account, Example, merge_accounts
+from transforms.writing import write_run_record
 
 STARTED = "2026-01-01T00:00:00.000+00:00"
 

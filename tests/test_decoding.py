@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import encoded, picture
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
+from PIL import Image, ImageOps
 
 from transforms.decoding import DecodeError, decode_image, fit
 from transforms.records import Preprocess, Reason
@@ -105,6 +105,21 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert (decode(encoded(grey, "PNG")).pixels == 0x80).all()
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_without_an_agreed_range_are_refused(dtype):
+    image = Image.fromarray(np.full((10, 10), 40_000, dtype=dtype))
+    assert reason_of(encoded(image, "TIFF")) is Reason.UNSUPPORTED_IMAGE
+
+
+def test_memory_that_runs_out_is_a_reason(monkeypatch):
+    def exhausted(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    data = encoded(picture(), "PNG")
+    monkeypatch.setattr(Image.Image, "resize", exhausted)
+    assert reason_of(data) is Reason.OUT_OF_MEMORY
+
+
 def test_exif_orientation_is_applied():
     image = Image.new("RGB", (40, 20), (255, 255, 255))
     image.paste((0, 0, 0), (0, 0, 20, 20))  # the left half is dark
@@ -116,10 +131,29 @@ def test_exif_orientation_is_applied():
     assert decoded.pixels[-3].mean() > 200
 
 
-def test_broken_exif_does_not_cost_the_picture():
-    exif = b"Exif\0\0" + b"MM\0*" + b"\xff" * 40
-    decoded = decode(encoded(picture(), "JPEG", exif=exif))
-    assert (decoded.width, decoded.height) == (64, 48)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillows_own(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(40, 24), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    decoded = decode(data)
+    assert (decoded.width, decoded.height) == expected.size
+    assert (decoded.pixels == np.asarray(fit(expected.convert("RGB"), SQUARE))).all()
+
+
+def test_broken_metadata_beside_it_does_not_hide_the_orientation():
+    # Found by fuzzing: a resolution that is text, over which Pillow's exif_transpose fails.
+    exif = bytes.fromhex(
+        "457869660000 4d4d002a00000008 0003"
+        "011b0002000000060000003201120003000000010006000087690004"
+        "000000010000003800000000 6d616b65720000019003000200000005000000 4a000000 0032307f300000"
+    )
+    data = encoded(Image.new("RGB", (40, 20)), "JPEG", exif=exif)
+    with pytest.raises(TypeError):
+        ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    decoded = decode(data)
+    assert (decoded.width, decoded.height) == (20, 40)
 
 
 def test_no_bytes():

@@ -51,10 +51,15 @@ def test_the_least_file():
     assert (labels.top_k, labels.threshold, labels.activation) == (5, None, "softmax")
 
 
+def test_null_is_not_given():
+    labels = parse("name: a\nlabels: [dog, cat]\nthreshold: null\ntop_k:\n")
+    assert (labels.top_k, labels.threshold) == (5, None)
+
+
 def test_words_are_as_written_whatever_yaml_makes_of_them():
-    labels = parse("name: a\nlabels: [no, on, 2024, 1.50, 'null', été, 猫]")
+    labels = parse("name: a\nlabels: [no, on, 2024, 1.50, 'null', été, 猫, 👩‍🚀]")
     assert [label.name for label in labels.labels] == [
-        "no", "on", "2024", "1.50", "null", "été", "猫",
+        "no", "on", "2024", "1.50", "null", "été", "猫", "👩‍🚀",
     ]  # fmt: skip
 
 
@@ -136,6 +141,11 @@ MISTAKES = [
         4,
         "a number from -1 to 1 for cosine",
     ),
+    ("name: a\nlabels: [a, b]\ntemplates: ['a {} and {b} c']\n", 3, "needs one {}"),
+    ("name: a\nlabels: [a, b]\ntemplates: ['a { b {} c']\n", 3, "needs one {}"),
+    ('name: a\nlabels: [a, "b\\uD800"]\n', 2, "belong to no word"),
+    ('name: a\nlabels: [a, "b\\x07"]\n', 2, "belong to no word"),
+    ("[" * 5000, 1, "nested too deeply"),
     ("name: a\nlabels: [dog]\n", 2, "softmax over a single label always scores 1.0"),
     ("name: a\nlabels: [a, b\n", 3, "not YAML"),
     ("name: a\n\tlabels: [a, b]\n", 2, "not YAML"),

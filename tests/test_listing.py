@@ -8,7 +8,14 @@ import fsspec
 import pytest
 from apache_beam.testing.util import assert_that
 
-from transforms.listing import GroupIntoShards, input_exists, list_media, make_shard, version_of
+from transforms.listing import (
+    GroupIntoShards,
+    input_exists,
+    list_inputs,
+    list_media,
+    make_shard,
+    version_of,
+)
 from transforms.records import MediaRef
 
 
@@ -51,6 +58,30 @@ def test_uris_versions_and_sizes(archive):
     (touched,) = list_media(str(archive / "b.jpg"))
     assert touched.version != ref.version
     assert list_media(str(archive / "b.jpg")).__next__() == touched
+
+
+def test_links_to_files_are_the_files(archive, tmp_path):
+    farm = tmp_path / "farm"
+    farm.mkdir()
+    (farm / "link.jpg").symlink_to(archive / "b.jpg")
+    (farm / "broken.jpg").symlink_to(archive / "gone.jpg")
+    (farm / "folder.jpg").symlink_to(archive)
+    (farm / "loop").symlink_to(farm)
+    assert names(farm, farm) == names(farm / "*.jpg", farm) == ["broken.jpg", "link.jpg"]
+    linked = list(list_media(str(farm)))[1]
+    (target,) = list_media(str(archive / "b.jpg"))
+    assert (linked.version, linked.size) == (target.version, target.size)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert names(tmp_path, tmp_path) == names(tmp_path / "*", tmp_path) == []
+
+
+def test_inputs_that_overlap_give_each_object_once(archive):
+    whole = [ref.uri for ref in list_media(str(archive))]
+    inputs = [str(archive), str(archive / "*.jpg"), str(archive), str(archive / "notes.txt")]
+    assert [ref.uri for ref in list_inputs(inputs)] == [*whole, str(archive / "notes.txt")]
 
 
 def test_uris_elsewhere_say_where():

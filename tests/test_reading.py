@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import threading
 import time
 from pathlib import Path
@@ -15,7 +14,14 @@ from conftest import encoded, picture, write_pictures
 
 from transforms.decoding import ImageDecoder, fit
 from transforms.listing import list_media, make_shard
-from transforms.reading import BATCHES_AHEAD, ReadError, ReadMedia, _ReadBatches, read_bytes
+from transforms.reading import (
+    BATCHES_AHEAD,
+    ReadError,
+    ReadMedia,
+    _cores,
+    _ReadBatches,
+    read_bytes,
+)
 from transforms.records import MediaRef, Preprocess, Reason, Shard, Stage
 
 SQUARE = Preprocess(size=(16, 16), mean=(0, 0, 0), std=(1, 1, 1))
@@ -159,7 +165,7 @@ def test_reading_goes_ahead_across_shards_but_not_without_bound(tmp_path):
     assert len(rest) == BATCHES_AHEAD
     assert max(ahead) <= BATCHES_AHEAD * 4
     # Decoding is bounded by cores, not by the threads that fetch.
-    assert gate.most_at_once <= len(os.sched_getaffinity(0))
+    assert gate.most_at_once <= _cores()
 
 
 def test_batches_read_ahead_keep_their_own_window_and_time(tmp_path):

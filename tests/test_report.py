@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from pipelines import report
-from transforms.accounting import Account, Example, finished, progress
+from transforms.accounting import Account, Example, finished
+from transforms.progress import progress
 
 STARTED = "2026-01-01T00:00:00.000+00:00"
 
@@ -71,13 +72,15 @@ def test_markup_in_names_is_not_markup():
         labels={"set-0": Counter({"[red]": 1})},
         examples=[Example("/a/[bold]x.jpg", "[red]", 0.5)],
     )
-    record = {"inputs": ["/a"], "output": "/out", **finished(account, STARTED)}
+    record = {
+        "inputs": ["/a"],
+        "output": "/out",
+        "model_id": "m-0",
+        "label_sets": {"set-0": {}},
+        **finished(account, STARTED),
+    }
     console = Console(file=io.StringIO(), width=100)
     report.summarize(record, "/out/runs/r.json", console)
     text = console.file.getvalue()
     assert "/a/[bold]x.jpg" in text
     assert text.count("[red]") == 2
-
-
-def test_the_query_quotes_its_path():
-    assert "read_parquet('/it''s/predictions/**/*.parquet'" in report.latest_tags_sql("/it's")

@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from transforms.records import LabelVectors
 from transforms.schemas import PREDICTIONS, embeddings_schema
-from transforms.scoring import LabelVectors, best, embedding_matrix, scores, similarities, tag
+from transforms.scoring import best, embedding_matrix, scores, similarities, tag
 
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
 

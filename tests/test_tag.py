@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from PIL import Image
 from pipelines import report
 from transforms import writing
 from transforms.accounting import Account
+from transforms.storage import publish
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def test_a_folder_becomes_tables(job: Job, archive):
     assert predictions[0]["score"] >= predictions[1]["score"]
     assert predictions[0]["label"] in {"dog", "cat", "tree", "car", "house"}
     assert predictions[0]["model"] == first["model"] == done.record["model_id"]
-    assert predictions[0]["label_set"] == done.record["label_sets"][0]
+    assert predictions[0]["label_set"] == next(iter(done.record["label_sets"]))
     assert predictions[0]["label_set"].startswith("things-")
 
     record = done.record
@@ -129,12 +132,14 @@ def test_quiet_says_nothing_and_json_only_the_record(job: Job, archive, tmp_path
     assert asked.err == ""
 
 
-def test_the_printed_query_runs_as_printed(job: Job, archive):
-    done = job(input=archive)
+@pytest.mark.parametrize("name", ["out", "o[1]u*t?", "it's"])
+def test_the_printed_query_runs_as_printed(job: Job, archive, tmp_path, name):
+    job(input=archive, output=tmp_path / name, shard_size=5)  # done again below: counted once
+    done = job(input=archive, output=tmp_path / name)
     query = done.out[done.out.index("  SELECT") :]
     rows = duckdb.sql(query).fetchall()
     assert sum(items for _, items, _ in rows) == 11
-    assert query.strip() == report.latest_tags_sql(str(done.output)).strip()
+    assert query.strip() == report.latest_tags_sql(done.record).strip()
 
 
 def test_the_documented_types_in_duckdb_pandas_and_pyarrow(job: Job, archive):
@@ -181,7 +186,7 @@ def refused(done, message: str) -> None:
     assert len(lines) == 1, done.err
     assert lines[0].startswith("beamtag tag: error: ")
     assert message in lines[0]
-    assert not (done.output / "embeddings").exists() if done.output.is_dir() else True
+    assert not done.output.is_dir() or not (done.output / "embeddings").exists()
 
 
 def test_a_missing_folder(job: Job, tmp_path):
@@ -206,6 +211,26 @@ def test_an_unknown_model(job: Job, archive):
 def test_a_device_that_is_missing(job: Job, archive, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     refused(job(input=archive, device="cuda"), "no CUDA device")
+
+
+def test_an_unknown_runner(job: Job, archive):
+    refused(job(input=archive, runner="Nope"), "Nope")
+
+
+def test_an_empty_flag_is_refused(job: Job, archive):
+    for flag in ("input", "output", "labels", "model", "pretrained"):
+        done = job(f"--{flag}=", input=archive)
+        assert done.status == 2
+        assert done.err.count("\n") == 1
+    assert not os.path.exists("/embeddings")
+
+
+def test_an_object_that_several_inputs_name_is_one_item(job: Job, archive):
+    done = job(
+        f"--input={archive}", f"--input={archive}/a/*.jpg", f"--input={archive}/", input=archive
+    )
+    assert done.record["counts"]["listed"] == 12
+    assert len(done.table("embeddings")) == 11
 
 
 def test_an_unknown_option(job: Job, archive):
@@ -262,7 +287,9 @@ def test_hostile_pictures_are_rows(job: Job, tmp_path):
 
 def test_a_disk_that_fills_up_is_a_failed_run(job: Job, archive, monkeypatch):
     def full(url: str, content: bytes) -> None:
-        raise OSError(28, "No space left on device")
+        if url.endswith(".parquet"):
+            raise OSError(28, "No space left on device")
+        publish(url, content)
 
     monkeypatch.setattr("transforms.writing.publish", full)
     done = job(input=archive)
@@ -285,6 +312,29 @@ def test_an_interrupted_run_says_so_in_one_line(job: Job, archive, monkeypatch):
     assert done.status == 1
     assert done.err == "beamtag tag: failed: interrupted; the same command starts it over\n"
     assert done.record["status"] == "interrupted"
+
+
+def test_a_real_interrupt(archive, vit, labels, tmp_path):
+    for number in range(4000):  # seconds of work, so that the signal meets it
+        (archive / f"{number}.jpg").hardlink_to(archive / "a" / "00000.jpg")
+    command = [
+        sys.executable, "-m", "pipelines.tag", f"--input={archive}", f"--labels={labels}",
+        f"--output={tmp_path / 'out'}", f"--model=local-dir:{vit}", "--batch_size=8",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
+    )
+    while not list(tmp_path.glob("out/runs/*.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith("beamtag tag: failed: interrupted")
+    assert "Traceback" not in err
+    (record,) = tmp_path.glob("out/runs/*.json")
+    assert json.loads(record.read_text())["status"] == "interrupted"
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_an_account_that_does_not_balance_is_a_failed_run(job: Job, archive, monkeypatch):

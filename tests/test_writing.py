@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import numpy as np
@@ -17,7 +19,7 @@ from transforms.embedding import embed_batch
 from transforms.records import BatchPosition, Failure, MediaRef, Reason, RunSpec, Stage, TaggedBatch
 from transforms.schemas import FAILURES, PREDICTIONS, embeddings_schema
 from transforms.scoring import tag_batch
-from transforms.storage import publish
+from transforms.storage import locate, publish
 from transforms.writing import _WriteWholeShards, parquet_bytes, table_file, write_shard
 
 LABELS = {"set-0": label_vectors(np.eye(3), names=("a", "b", "c"), top_k=2)}
@@ -109,21 +111,23 @@ def test_urls_of_files():
 def test_publish_replaces_in_one_step(tmp_path):
     path = tmp_path / "deep" / "file.parquet"
     publish(str(path), b"old" * 100_000)
-    seen = set()
+    old, new = b"old" * 100_000, b"new" * 100_000
     stop = threading.Event()
 
-    def look():
+    def look() -> set[bytes]:
+        seen = set()
         while not stop.is_set():
-            seen.add(path.read_bytes()[:3] + str(path.stat().st_size).encode())
+            seen.add(path.read_bytes())
+        return seen
 
-    reader = threading.Thread(target=look)
-    reader.start()
-    for _ in range(50):
-        publish(str(path), b"new" * 100_000)
-        publish(str(path), b"old" * 100_000)
-    stop.set()
-    reader.join()
-    assert seen <= {b"old300000", b"new300000"}
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        for _ in range(50):
+            publish(str(path), new)
+            publish(str(path), old)
+        stop.set()
+        # A moment without the file would have ended the reader with FileNotFoundError.
+        assert looking.result() == {old, new}
     assert os.listdir(path.parent) == ["file.parquet"]
 
 
@@ -133,6 +137,12 @@ def test_publish_leaves_nothing_when_it_fails(tmp_path):
     with pytest.raises(OSError, match="directory"):
         publish(str(target), b"content")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it were not installed
+    with pytest.raises(ImportError, match=r"s3:// needs a package .* pip install 'beamtag\[s3\]'"):
+        locate("s3://bucket/key")
 
 
 def test_publish_to_an_object_store():

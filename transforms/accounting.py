@@ -1,4 +1,4 @@
-"""Counts per shard, and the run's record that they add up to.
+"""Counts per shard, and the run's record that they add up to; pure.
 
 A run's record is made of what was written, shard by shard, and of what was listed, counted apart:
 listed = reused + embedded + failed, or the run has lost something and says so.
@@ -7,16 +7,10 @@ listed = reused + embedded + failed, or the run has lost something and says so.
 from __future__ import annotations
 
 import datetime
-import json
-import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import apache_beam as beam
-
-from transforms.storage import publish
 
 EXAMPLES = 5
 """How many example tags a run's record keeps."""
@@ -86,37 +80,6 @@ def merge_accounts(accounts: Iterable[Account]) -> Account:
     return merged
 
 
-@dataclass
-class WriteRunRecord(beam.PTransform[beam.PCollection[Account], beam.PCollection[str]]):
-    """Accounts of listing and of shards to `runs/<run_id>.json`; gives the record's URL.
-
-    `header` is what is known before anything ran; it stands first in the record.
-    """
-
-    url: str
-    header: Mapping[str, Any]
-
-    def expand(self, pcoll: beam.PCollection[Account]) -> beam.PCollection[str]:
-        """Merge, then write once."""
-        record: beam.PCollection[str] = (
-            pcoll
-            | "MergeAccounts" >> beam.CombineGlobally(merge_accounts)
-            | "WriteRecord" >> beam.Map(write_run_record, self.url, self.header)
-        )
-        return record
-
-
-def write_run_record(account: Account, url: str, header: Mapping[str, Any]) -> str:
-    """Write a finished run's record and give its URL."""
-    publish_record(url, {**header, **finished(account, header["started_at"])})
-    return url
-
-
-def publish_record(url: str, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON that a person can read."""
-    publish(url, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
-
-
 def finished(account: Account, started_at: str) -> dict[str, Any]:
     """The part of a run's record that is known at its end."""
     now = datetime.datetime.now(datetime.UTC)
@@ -145,33 +108,3 @@ def finished(account: Account, started_at: str) -> dict[str, Any]:
         ],
         "files": sorted(account.files),
     }
-
-
-class Progress:
-    """What this process has done so far, for a local run's progress bar and for nothing else.
-
-    Counted where the work happens, so a retried bundle counts twice: accounts come from tables.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin again at zero."""
-        self.listed = self.embedded = self.failed = 0
-
-    @property
-    def done(self) -> int:
-        """Items that need no more work."""
-        return self.embedded + self.failed
-
-    def add(self, listed: int = 0, embedded: int = 0, failed: int = 0) -> None:
-        """Count some more."""
-        with self._lock:
-            self.listed += listed
-            self.embedded += embedded
-            self.failed += failed
-
-
-progress = Progress()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 # Imported for what they register: Pillow's own search for plugins is not safe among threads.
 from PIL import (  # isort: skip
@@ -55,6 +55,16 @@ _RESAMPLING = {
 }
 
 _ORIENTATION_TAG = 0x0112
+# What puts a picture upright, by the value of that tag (EXIF 2.32, 4.6.4.A).
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # What Pillow and the libraries below it raise on broken bytes; found by fuzzing, not by promise.
 _BROKEN = (
@@ -126,14 +136,17 @@ def decode_image(
             Reason.TOO_MANY_PIXELS,
             f"{image.width} x {image.height} pixels, more than the {max_pixels} allowed",
         )
+    if image.mode in ("I", "F"):
+        message = "32-bit pixels have no agreed range: nobody knows what is white"
+        raise DecodeError(Reason.UNSUPPORTED_IMAGE, message)
     try:
         image.load()
+        upright = _upright(image)
+        pixels = np.asarray(fit(_to_rgb(upright, background), preprocess))
     except MemoryError as error:
         raise DecodeError(Reason.OUT_OF_MEMORY, "not enough memory to decode") from error
     except _BROKEN as error:
         raise DecodeError(Reason.CORRUPT_IMAGE, _describe(error)) from error
-    upright = _upright(image)
-    pixels = np.asarray(fit(_to_rgb(upright, background), preprocess))
     return DecodedImage(pixels, upright.width, upright.height)
 
 
@@ -199,12 +212,9 @@ def _fit_longest(
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turned = image.getexif().get(_ORIENTATION_TAG, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
-    except _BROKEN:
-        # Broken metadata says nothing about the picture, which was decoded.
-        return image
+    # Not ImageOps.exif_transpose: it rewrites the metadata too, and fails where that is broken.
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

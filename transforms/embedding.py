@@ -19,21 +19,21 @@ import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
-from transforms.accounting import progress
 from transforms.labels import LabelSet
 from transforms.model import OpenClipModel, shared_model
+from transforms.progress import progress
 from transforms.records import (
     Batch,
     DecodedMedia,
     EmbeddedBatch,
     Failure,
+    LabelVectors,
     ModelSpec,
     Reason,
     RunSpec,
     Stage,
 )
 from transforms.schemas import embeddings_schema
-from transforms.scoring import LabelVectors
 
 logger = logging.getLogger("beamtag")
 
@@ -230,13 +230,17 @@ def label_vectors(label_set: LabelSet, model: TextEncoder) -> LabelVectors:
     """A label set in the model's space.
 
     A label's vector is the normalised mean of its prompts' normalised embeddings, as in
-    open_clip's `build_zero_shot_classifier`.
+    open_clip's `build_zero_shot_classifier`. Raises ValueError for a label without a direction.
     """
     prompts = [label_set.prompts_of(label) for label in label_set.labels]
     encoded = model.encode_texts([prompt for of_label in prompts for prompt in of_label])
     ends = np.cumsum([len(of_label) for of_label in prompts])
     means = np.stack([part.mean(axis=0) for part in np.split(encoded, ends[:-1])])
-    vectors = means / np.linalg.norm(means, axis=1, keepdims=True)
+    lengths = np.linalg.norm(means, axis=1, keepdims=True)
+    if not (lengths > 0).all():
+        empty = label_set.labels[int(np.argmin(lengths > 0))].name
+        raise ValueError(f"label {empty!r} has no vector: its prompts' embeddings cancel out")
+    vectors = means / lengths
     return LabelVectors(
         label_set_id=label_set.label_set_id,
         names=tuple(label.name for label in label_set.labels),

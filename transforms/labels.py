@@ -10,14 +10,15 @@ import difflib
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
-from typing import Literal, get_args
+from typing import get_args
 
 import yaml
 
-Activation = Literal["softmax", "sigmoid", "cosine"]
+from transforms.records import Activation
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 DEFAULT_TOP_K = 5
@@ -128,6 +129,8 @@ def parse_label_set(text: str, source: str) -> LabelSet:
     try:
         # Nodes, not values: they know their lines, and `- no` and `- 2024` stay words.
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise LabelFileError([f"{source}:1: not a label file: nested too deeply"]) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -204,8 +207,12 @@ class _Reader:
             self._mistake(node, f"{what} must be text")
             return None
         text: str = node.value.strip()
-        if not text or node.tag == "tag:yaml.org,2002:null":
+        if not text or _is_null(node):
             self._mistake(node, f"{what} is empty")
+            return None
+        # Joiners (Cf) belong to words of several scripts; controls and half characters to none.
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+            self._mistake(node, f"{what} has characters that belong to no word: {text!r}")
             return None
         return text
 
@@ -278,9 +285,7 @@ class _Reader:
             template = self._text(item, "a template")
             if template is None:
                 continue
-            if template.count("{}") != 1 or template.replace("{}", "").strip("{}") != (
-                template.replace("{}", "")
-            ):
+            if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
                 self._mistake(
                     item, f"template {template!r} needs one {{}}, the place where the label goes"
                 )
@@ -288,7 +293,7 @@ class _Reader:
         return tuple(templates)
 
     def _top_k(self, node: yaml.Node | None) -> int:
-        if node is None:
+        if node is None or _is_null(node):
             return DEFAULT_TOP_K
         number = _number(node)
         if number is None or number < 1 or number != int(number):
@@ -306,7 +311,7 @@ class _Reader:
         return "softmax"
 
     def _threshold(self, node: yaml.Node | None, activation: Activation) -> float | None:
-        if node is None:
+        if node is None or _is_null(node):
             return None
         low = -1.0 if activation == "cosine" else 0.0
         number = _number(node)
@@ -314,6 +319,10 @@ class _Reader:
             self._mistake(node, f"threshold must be a number from {low:g} to 1 for {activation}")
             return None
         return number
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return bool(node.tag == "tag:yaml.org,2002:null")
 
 
 def _number(node: yaml.Node) -> float | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +13,11 @@ import apache_beam as beam
 from apache_beam.utils.windowed_value import WindowedValue
 from fsspec.implementations.local import LocalFileSystem
 
-from transforms.accounting import progress
+from transforms.progress import progress
 from transforms.records import MediaRef, Shard
 from transforms.storage import locate
 
-EXTENSIONS = (
+EXTENSIONS = tuple(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif .jp2 .j2k".split()  # noqa: SIM905
 )
 """What a folder's pictures are called; a glob takes whatever it names."""
@@ -24,12 +26,12 @@ _MAGIC = ("*", "?", "[")
 
 
 @dataclass
-class ListMedia(beam.PTransform[beam.PCollection[str], beam.PCollection[MediaRef]]):
-    """Folders, globs and single objects to references, in the order of their names."""
+class ListMedia(beam.PTransform[beam.PCollection[tuple[str, ...]], beam.PCollection[MediaRef]]):
+    """Folders, globs and single objects, several of them as one element, to references."""
 
-    def expand(self, pcoll: beam.PCollection[str]) -> beam.PCollection[MediaRef]:
+    def expand(self, pcoll: beam.PCollection[tuple[str, ...]]) -> beam.PCollection[MediaRef]:
         """Wire the listing."""
-        refs: beam.PCollection[MediaRef] = pcoll | "ListPattern" >> beam.FlatMap(list_media)
+        refs: beam.PCollection[MediaRef] = pcoll | "ListInputs" >> beam.FlatMap(list_inputs)
         return refs
 
 
@@ -46,14 +48,29 @@ def input_exists(url: str) -> bool:
     return not fixed or bool(filesystem.exists(fixed))
 
 
+def list_inputs(urls: Iterable[str]) -> Iterator[MediaRef]:
+    """References of every input, each object once, however many of the inputs name it."""
+    urls = tuple(dict.fromkeys(urls))
+    # Hashes, not names, and only where inputs can overlap: an archive has millions of them.
+    seen: set[int] = set()
+    for url in urls:
+        for ref in list_media(url):
+            if len(urls) > 1:
+                if (key := hash(ref.uri)) in seen:
+                    continue
+                seen.add(key)
+            progress.add(listed=1)
+            yield ref
+
+
 def list_media(url: str) -> Iterator[MediaRef]:
     """References under a folder (pictures by their extension), of a glob, or of one object.
 
-    A name that exists is meant literally, whatever characters it has. Raises OSError.
+    A name that exists is meant literally, whatever characters it has. Links to files are
+    followed, links to folders inside the input are not. Raises OSError.
     """
     filesystem, path = locate(url)
     for name, details in _entries(filesystem, path):
-        progress.add(listed=1)
         yield MediaRef(
             uri=_uri(filesystem, name), version=version_of(details), size=details.get("size")
         )
@@ -65,12 +82,28 @@ def _entries(filesystem: Any, path: str) -> Iterable[tuple[str, dict[str, Any]]]
     elif filesystem.isdir(path):
         for _, _, files in filesystem.walk(path, detail=True, on_error="raise"):
             for _, details in sorted(files.items()):
-                if details["name"].lower().endswith(tuple(EXTENSIONS)):
-                    yield details["name"], details
+                if details["name"].lower().endswith(EXTENSIONS) and (file := _file(details)):
+                    yield details["name"], file
     else:
         for name, details in sorted(filesystem.glob(path, detail=True).items()):
-            if details["type"] == "file":
-                yield name, details
+            if file := _file(details):
+                yield name, file
+
+
+def _file(details: dict[str, Any]) -> dict[str, Any] | None:
+    """What is known of a file, or of the one that a local link leads to; None for anything else.
+
+    A pipe or a device with a picture's name would be waited for without end.
+    """
+    if not details.get("islink"):
+        return details if details["type"] == "file" else None
+    try:
+        target = os.stat(details["name"])
+    except OSError:
+        return details  # A link that leads nowhere was listed too: it ends as a failure.
+    if not stat.S_ISREG(target.st_mode):
+        return None
+    return {**details, "mtime": target.st_mtime, "size": target.st_size}
 
 
 def _uri(filesystem: Any, name: str) -> str:

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from apache_beam.utils.windowed_value import WindowedValue
 
-from transforms.accounting import progress
 from transforms.decoding import DecodeError, ImageDecoder
+from transforms.progress import progress
 from transforms.records import (
     Batch,
     BatchPosition,
@@ -79,7 +79,7 @@ def read_bytes(ref: MediaRef, max_bytes: int) -> bytes:
         # cat_file, not cat: a name may hold the characters of a pattern.
         data: bytes = filesystem.cat_file(path)
     except FileNotFoundError as error:
-        raise ReadError(Reason.NOT_FOUND, f"gone since it was listed: {error}") from error
+        raise ReadError(Reason.NOT_FOUND, str(error)) from error
     except PermissionError as error:
         raise ReadError(Reason.PERMISSION_DENIED, str(error)) from error
     # Every store's client has errors of its own; at this edge they all mean "not read".
@@ -88,6 +88,13 @@ def read_bytes(ref: MediaRef, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise ReadError(Reason.TOO_MANY_BYTES, f"{len(data)} bytes, more than {max_bytes} allowed")
     return data
+
+
+def _cores() -> int:
+    """Processor cores that this process may use, where the system tells, else those there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Pending:
@@ -163,7 +170,7 @@ class _ReadBatches(beam.DoFn):
 
     def setup(self) -> None:
         # More threads in a decoder than cores only push each other out of the cache.
-        self.decoding = threading.Semaphore(len(os.sched_getaffinity(0)))
+        self.decoding = threading.Semaphore(_cores())
         self._pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="beamtag-read")
         self._ahead: deque[tuple[_Pending, Any, Any]] = deque()
 

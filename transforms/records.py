@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
+Activation = Literal["softmax", "sigmoid", "cosine"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -37,6 +38,7 @@ class Reason(StrEnum):
     TOO_MANY_BYTES = "too_many_bytes"
     NOT_AN_IMAGE = "not_an_image"
     CORRUPT_IMAGE = "corrupt_image"
+    UNSUPPORTED_IMAGE = "unsupported_image"
     TOO_MANY_PIXELS = "too_many_pixels"
     OUT_OF_MEMORY = "out_of_memory"
     MODEL_ERROR = "model_error"
@@ -176,3 +178,20 @@ class Preprocess:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize_mode: Literal["shortest", "squash", "longest"] = "shortest"
     fill_color: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LabelVectors:
+    """A label set in a model's space: row i of `vectors[L, D]` (L2-normalised) is `names[i]`.
+
+    `logit_scale` (exponentiated) and `logit_bias` are the model's own.
+    """
+
+    label_set_id: str
+    names: tuple[str, ...]
+    vectors: npt.NDArray[np.float32]
+    logit_scale: float
+    logit_bias: float
+    top_k: int
+    threshold: float | None
+    activation: Activation

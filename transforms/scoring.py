@@ -12,28 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from transforms.labels import Activation
-from transforms.records import EmbeddedBatch, RunSpec, TaggedBatch
+from transforms.records import EmbeddedBatch, LabelVectors, RunSpec, TaggedBatch
 from transforms.schemas import PREDICTIONS
 
 Vectors = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class LabelVectors:
-    """A label set in a model's space: row i of `vectors[L, D]` (L2-normalised) is `names[i]`.
-
-    `logit_scale` (exponentiated) and `logit_bias` are the model's own.
-    """
-
-    label_set_id: str
-    names: tuple[str, ...]
-    vectors: Vectors
-    logit_scale: float
-    logit_bias: float
-    top_k: int
-    threshold: float | None
-    activation: Activation
 
 
 def similarities(embeddings: Vectors, labels: LabelVectors) -> Vectors:

@@ -10,6 +10,9 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+_EXTRAS = {"s3": "s3", "s3a": "s3"}
+"""The extra of setup.py that brings a store's package."""
+
 
 def locate(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of a URL or local path, and the path there, taken literally.
@@ -18,7 +21,14 @@ def locate(url: str) -> tuple[Any, str]:
     for a store that fsspec does not know, ImportError for one whose package is missing.
     """
     protocol = None if url.startswith("/") else fsspec.core.split_protocol(url)[0]
-    filesystem = fsspec.filesystem(protocol or "file")
+    try:
+        filesystem = fsspec.filesystem(protocol or "file")
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol or "")
+        hint = f": pip install 'beamtag[{extra}]'" if extra else ""
+        raise ImportError(
+            f"{protocol}:// needs a package that is not installed{hint} ({error})"
+        ) from error
     return filesystem, filesystem._strip_protocol(url)
 
 

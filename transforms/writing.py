@@ -1,20 +1,22 @@
-"""WriteShards: a shard's batches become one whole file per table."""
+"""WriteShards: a shard's batches become one whole file per table. WriteRunRecord: the account."""
 
 from __future__ import annotations
 
 import datetime
 import io
+import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from transforms.accounting import EXAMPLES, Account, Example
+from transforms.accounting import EXAMPLES, Account, Example, finished, merge_accounts
 from transforms.records import RETRYABLE, Failure, RunSpec, TaggedBatch
 from transforms.schemas import FAILURES
 from transforms.storage import publish
@@ -149,3 +151,34 @@ def parquet_bytes(table: pa.Table) -> bytes:
         use_compliant_nested_type=True,
     )
     return buffer.getvalue()
+
+
+@dataclass
+class WriteRunRecord(beam.PTransform[beam.PCollection[Account], beam.PCollection[str]]):
+    """Accounts of listing and of shards to `runs/<run_id>.json`; gives the record's URL.
+
+    `header` is what is known before anything ran; it stands first in the record.
+    """
+
+    url: str
+    header: Mapping[str, Any]
+
+    def expand(self, pcoll: beam.PCollection[Account]) -> beam.PCollection[str]:
+        """Merge, then write once."""
+        record: beam.PCollection[str] = (
+            pcoll
+            | "MergeAccounts" >> beam.CombineGlobally(merge_accounts)
+            | "WriteRecord" >> beam.Map(write_run_record, self.url, self.header)
+        )
+        return record
+
+
+def write_run_record(account: Account, url: str, header: Mapping[str, Any]) -> str:
+    """Write a finished run's record and give its URL."""
+    publish_record(url, {**header, **finished(account, header["started_at"])})
+    return url
+
+
+def publish_record(url: str, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON that a person can read."""
+    publish(url, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
