@@ -207,8 +207,8 @@ def main() -> None:
     """Train to the last step, or until told to stop (SIGTERM); leave a checkpoint either way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for all work files")
-    parser.add_argument("--decay_from", type=int, default=14000, help="step")
-    parser.add_argument("--steps", type=int, default=18000)
+    parser.add_argument("--decay_from", type=int, default=10000, help="step")
+    parser.add_argument("--steps", type=int, default=15000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight_decay", type=float, default=0.05)

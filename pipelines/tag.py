@@ -66,11 +66,10 @@ def run(spec: TagSpec) -> int:
     beam_options = _beam_options(spec)
     _check_inputs(spec)
     model = describe_model(spec.model)
-    if spec.is_local:
-        # Here, where a broken checkpoint or an absent device is a line and not a stack of Beam's;
-        # the stages find it loaded.
-        device = shared_model(spec.model).device.type
-    header = {**_header(spec, model), "device": device if spec.is_local else spec.model.device}
+    # Loaded here, where a broken checkpoint or an absent device is a line and not a stack of
+    # Beam's; the stages of a local run find it loaded.
+    device = shared_model(spec.model).device.type if spec.is_local else spec.model.device
+    header = _header(spec, model, device)
     record_url = f"{spec.run.output}/runs/{spec.run.run_id}.json"
     try:
         pipeline = beam.Pipeline(runner=_runner(spec), options=beam_options)
@@ -87,22 +86,27 @@ def run(spec: TagSpec) -> int:
     progress.reset()
     try:
         with report.live_progress(shown=spec.is_local and not (spec.quiet or spec.json)):
-            result = pipeline.run()
-            result.wait_until_finish()
+            pipeline.run().wait_until_finish()
     # Whatever broke the run, the operator gets the trace, one last line, and a record of it.
     except (Exception, KeyboardInterrupt) as error:
-        cause = _one_line(error)
-        interrupted = cause.startswith("KeyboardInterrupt")
-        if not (interrupted or spec.quiet or spec.json):
-            _print_trace(error)
-        status = "interrupted" if interrupted else "failed"
-        try:
-            publish_record(record_url, {**header, "status": status, "error": cause})
-        # The store that broke the run may break this too, and must not hide what it was.
-        except Exception as unwritable:
-            logger.error("and its record cannot be written: %s", unwritable)
-        return _failed("interrupted; the same command starts it over" if interrupted else cause)
+        return _broken(error, record_url, header, traced=not (spec.quiet or spec.json))
     return report.close(record_url, quiet=spec.quiet, as_json=spec.json)
+
+
+def _broken(error: BaseException, record_url: str, header: dict[str, Any], *, traced: bool) -> int:
+    from transforms.writing import publish_record
+
+    cause = _one_line(error)
+    interrupted = cause.startswith("KeyboardInterrupt")
+    if traced and not interrupted:
+        _print_trace(error)
+    status = "interrupted" if interrupted else "failed"
+    try:
+        publish_record(record_url, {**header, "status": status, "error": cause})
+    # The store that broke the run may break this too, and must not hide what it was.
+    except Exception as unwritable:
+        logger.error("and its record cannot be written: %s", unwritable)
+    return _failed("interrupted; the same command starts it over" if interrupted else cause)
 
 
 def build(
@@ -203,7 +207,7 @@ def _check_inputs(spec: TagSpec) -> None:
             raise UsageError(f"--input={url} does not exist")
 
 
-def _header(spec: TagSpec, model: ModelInfo) -> dict[str, Any]:
+def _header(spec: TagSpec, model: ModelInfo, device: str) -> dict[str, Any]:
     """What a run's record says before anything ran."""
     return {
         "run_id": spec.run.run_id,
@@ -212,7 +216,7 @@ def _header(spec: TagSpec, model: ModelInfo) -> dict[str, Any]:
         "inputs": list(spec.inputs),
         "output": spec.run.output,
         "model_id": model.model_id,
-        "model": dataclasses.asdict(spec.model),
+        "model": {**dataclasses.asdict(spec.model), "device": device},
         "label_sets": {
             label_set.label_set_id: dataclasses.asdict(label_set) for label_set in spec.label_sets
         },

@@ -16,6 +16,7 @@ from transforms.decoding import ImageDecoder, fit
 from transforms.listing import list_media, make_shard
 from transforms.reading import (
     BATCHES_AHEAD,
+    DECODERS_PER_CORE,
     ReadError,
     ReadMedia,
     _cores,
@@ -164,8 +165,7 @@ def test_reading_goes_ahead_across_shards_but_not_without_bound(tmp_path):
     assert given + len(rest) == 10
     assert len(rest) == BATCHES_AHEAD
     assert max(ahead) <= BATCHES_AHEAD * 4
-    # Decoding is bounded by cores, not by the threads that fetch.
-    assert gate.most_at_once <= _cores()
+    assert gate.most_at_once <= DECODERS_PER_CORE * _cores()
 
 
 def test_batches_read_ahead_keep_their_own_window_and_time(tmp_path):

@@ -51,14 +51,15 @@ def input_exists(url: str) -> bool:
 def list_inputs(urls: Iterable[str]) -> Iterator[MediaRef]:
     """References of every input, each object once, however many of the inputs name it."""
     urls = tuple(dict.fromkeys(urls))
-    # Hashes, not names, and only where inputs can overlap: an archive has millions of them.
-    seen: set[int] = set()
+    # Digests, not names, and only where inputs can overlap: an archive has millions of them.
+    seen: set[bytes] = set()
     for url in urls:
         for ref in list_media(url):
             if len(urls) > 1:
-                if (key := hash(ref.uri)) in seen:
+                digest = hashlib.blake2b(ref.uri.encode(), digest_size=16).digest()
+                if digest in seen:
                     continue
-                seen.add(key)
+                seen.add(digest)
             progress.add(listed=1)
             yield ref
 

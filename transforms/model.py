@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,10 @@ from transforms.records import ModelSpec, Preprocess
 
 if TYPE_CHECKING:
     import torch
+
+# torch's threads would spin while they wait for each other, on the cores that decode. It is read
+# once, when torch is first imported, which in our processes is below.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 DEMO_MODEL = "demo"
 """The name of the small model in the package: it knows drawings, not photographs."""
