@@ -55,8 +55,8 @@ class ReadMedia(beam.PTransform[beam.PCollection[Shard], beam.PCollection[Batch]
     """Shards to decoded batches of up to `batch_size` items.
 
     `concurrency` objects are fetched at a time; decoding among them is bounded by the processor's
-    cores (`DECODERS_PER_CORE`). An object of more than `max_bytes` is not fetched. What cannot be read or decoded
-    travels on as failures of its batch.
+    cores (`DECODERS_PER_CORE`). An object of more than `max_bytes` is not fetched. What cannot be
+    read or decoded travels on as failures of its batch.
     """
 
     decode: ImageDecoder
