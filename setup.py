@@ -19,7 +19,12 @@ EXTRAS = {
 
 DEV = [
     "duckdb>=1.1",
+    # What moto's S3 server needs of its `server` extra, which brings every other service's too.
+    "flask>=3",
+    "flask-cors>=4",
+    "gcp-storage-emulator>=2024.8",
     "hypothesis>=6.100",
+    "moto[s3]>=5",
     "mypy>=1.11",
     "pandas>=2.2",
     "pandas-stubs",

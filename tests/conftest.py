@@ -88,7 +88,7 @@ Job = Callable[..., Outcome]
 def job(tmp_path: Path, vit: Path, labels: Path, capfd: pytest.CaptureFixture[str]) -> Job:
     """`beamtag tag` in this process, on a small model and label file unless told otherwise."""
 
-    def run(*arguments: str, output: Path | None = None, **flags: Any) -> Outcome:
+    def run(*arguments: str, output: Path | str | None = None, **flags: Any) -> Outcome:
         output = output or tmp_path / "out"
         defaults = {"labels": labels, "output": output, "model": f"local-dir:{vit}"}
         named = [f"--{name}={value}" for name, value in {**defaults, **flags}.items()]

@@ -1,0 +1,69 @@
+"""Real object stores on loopback, speaking the real protocols, started and stopped by the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+START_TIMEOUT_S = 30
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _serving(command: list[str], url: str) -> Iterator[str]:
+    """A server's process, once it answers; gives its URL."""
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while not _answers(url):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    process.kill()
+                    raise RuntimeError(f"{command} did not start: {process.communicate()[1]}")
+                time.sleep(0.05)
+            yield url
+        finally:
+            process.kill()
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=1).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[str]:
+    """moto's S3 server."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with _serving(command, f"http://127.0.0.1:{port}") as url:
+        yield url
+
+
+@contextlib.contextmanager
+def gcs_server() -> Iterator[str]:
+    """gcp-storage-emulator's GCS server, in memory."""
+    port = free_port()
+    command = [
+        sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory",
+        "--host=127.0.0.1", f"--port={port}",
+    ]  # fmt: skip
+    with _serving(command, f"http://127.0.0.1:{port}") as url:
+        yield url
