@@ -14,13 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from transforms.labels import (
-    LabelFileError,
-    LabelSet,
-    builtin_label_sets,
-    builtin_label_text,
-    parse_label_set,
-)
+from transforms.labelfile import LabelFileError, parse_label_set
+from transforms.labels import LabelSet, builtin_label_sets, builtin_label_text
 from transforms.records import ModelSpec, RunSpec
 
 LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner")

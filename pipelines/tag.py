@@ -17,7 +17,7 @@ from pipelines.options import TagSpec, UsageError
 if TYPE_CHECKING:
     import apache_beam as beam
 
-    from transforms.model import ModelInfo
+    from transforms.modelstore import ModelInfo
 
 logger = logging.getLogger("beamtag")
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         spec = options.parse_tag(sys.argv[1:] if argv is None else argv)
         report.set_up_logging(quiet=spec.quiet or spec.json, local=spec.is_local)
         # Only now: a command line with a mistake in it does not wait for torch and Beam.
-        from transforms.model import ModelError
+        from transforms.modelstore import ModelError
 
         try:
             return run(spec)
@@ -59,7 +59,8 @@ def run(spec: TagSpec) -> int:
     """
     import apache_beam as beam
 
-    from transforms.model import describe_model, shared_model
+    from transforms.model import shared_model
+    from transforms.modelstore import describe_model
     from transforms.progress import progress
     from transforms.writing import publish_record
 

@@ -8,7 +8,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner, translati
 
 from pipelines import tag
 from pipelines.options import parse_tag
-from transforms.model import describe_model
+from transforms.modelstore import describe_model
 
 
 @pytest.fixture

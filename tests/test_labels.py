@@ -3,13 +3,8 @@ from __future__ import annotations
 import pytest
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
-from transforms.labels import (
-    LabelFileError,
-    LabelSet,
-    builtin_label_sets,
-    builtin_label_text,
-    parse_label_set,
-)
+from transforms.labelfile import LabelFileError, parse_label_set
+from transforms.labels import LabelSet, builtin_label_sets, builtin_label_text
 
 WHOLE = """\
 name: birds

@@ -23,7 +23,8 @@ from transforms import modelstore
 from transforms.decoding import fit
 from transforms.embedding import label_vectors
 from transforms.labels import Label, LabelSet
-from transforms.model import ModelError, OpenClipModel, describe_model
+from transforms.model import OpenClipModel
+from transforms.modelstore import ModelError, describe_model
 from transforms.records import ModelSpec, Preprocess
 
 

@@ -140,7 +140,8 @@ def test_publish_leaves_nothing_when_it_fails(tmp_path):
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it were not installed, nor known yet
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(ImportError, match=r"s3:// needs a package .* pip install 'beamtag\[s3\]'"):
         locate("s3://bucket/key")
 

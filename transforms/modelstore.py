@@ -1,18 +1,212 @@
-"""Model folders on object storage, copied once per machine: locked, checked, then only read."""
+"""Where a model is, and what it is before its weights are loaded.
+
+Names of open_clip, the hub, local folders, and folders on object storage, which are copied once per
+machine: locked, checked, then only read.
+"""
 
 from __future__ import annotations
 
+import difflib
+import functools
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 
+from transforms.records import ModelSpec, Preprocess
 from transforms.storage import locate
 
+DEMO_MODEL = "demo"
+"""The name of the small model in the package: it knows drawings, not photographs."""
+
 _WANTED = (".json", ".safetensors", ".bin", ".pth", ".pt", ".txt", ".model", ".npz")
+
+
+class ModelError(Exception):
+    """The model cannot be found, loaded, or run where it was asked to run."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is known of a model before its weights are in memory.
+
+    `model_id` is `<name>-<hash8>` over architecture, preprocessing and the weights' content;
+    `dim` is the length of its vectors.
+    """
+
+    model_id: str
+    dim: int
+    preprocess: Preprocess
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedModel:
+    """A model as files on this machine, and the arguments open_clip takes for it."""
+
+    stem: str
+    name: str
+    pretrained: str | None
+    config: Mapping[str, Any]
+    preprocess: Mapping[str, Any]
+    weights: Path
+
+
+@functools.lru_cache(maxsize=1)
+def describe_model(spec: ModelSpec) -> ModelInfo:
+    """Find a model and say what it is, without loading its weights.
+
+    Raises `ModelError` for a model that is not there or has no weights. A model on a hub or on
+    object storage is copied to this machine's cache first.
+    """
+    located = locate_model(spec)
+    preprocess = _preprocess(located)
+    content = [located.config, asdict(preprocess), sha256_file(located.weights)]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return ModelInfo(f"{located.stem}-{digest[:8]}", int(located.config["embed_dim"]), preprocess)
+
+
+def locate_model(spec: ModelSpec) -> LocatedModel:
+    """Find a model's files, fetching them where they are not here. Raises `ModelError`."""
+    name = spec.name
+    if name == DEMO_MODEL:
+        name = f"local-dir:{Path(__file__).parent / 'data' / 'demo_model'}"
+    if spec.pretrained is not None and (
+        name.startswith(("local-dir:", "hf-hub:")) or "://" in name
+    ):
+        raise ModelError(f"--pretrained goes with an open_clip name; {spec.name!r} has its weights")
+    if name.startswith("hf-hub:"):
+        return _locate_hub(name)
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        return _locate_folder(folder, spec.name.rstrip("/").split("/")[-1].split(":")[-1])
+    if "://" in name:
+        try:
+            folder = fetch_folder(name)
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelError(f"cannot copy the model from {name}: {error}") from error
+        return _locate_folder(folder, name.rstrip("/").split("/")[-1])
+    return _locate_name(name, spec.pretrained)
+
+
+def _locate_folder(folder: Path, stem: str) -> LocatedModel:
+    import open_clip.factory
+
+    try:
+        document = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+        config = document["model_cfg"]
+    except FileNotFoundError:
+        raise ModelError(f"no open_clip_config.json in {folder}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder / 'open_clip_config.json'} is not a model's: {error!r}"
+        ) from error
+    weights = open_clip.factory._find_checkpoint_in_dir(folder)
+    if weights is None:
+        raise ModelError(f"no weights (.safetensors, .bin, .pth) in {folder}")
+    return LocatedModel(
+        stem,
+        f"local-dir:{folder}",
+        None,
+        config,
+        document.get("preprocess_cfg", {}),
+        Path(weights),
+    )
+
+
+def _locate_hub(name: str) -> LocatedModel:
+    import open_clip.factory
+
+    repository = name.removeprefix("hf-hub:")
+    try:
+        document = open_clip.factory._get_hf_config(repository)
+        weights = open_clip.factory.download_pretrained_from_hf(repository)
+    # The hub's client raises its own and its transport's errors; all of them mean the same here.
+    except Exception as error:
+        raise ModelError(f"cannot get {name}: {first_line(error)}") from error
+    return LocatedModel(
+        repository.split("/")[-1],
+        name,
+        None,
+        document["model_cfg"],
+        document.get("preprocess_cfg", {}),
+        Path(weights),
+    )
+
+
+def _locate_name(name: str, pretrained: str | None) -> LocatedModel:
+    import open_clip
+    from open_clip.pretrained import download_pretrained
+
+    known = open_clip.list_models()
+    architecture = name.replace("/", "-")
+    if architecture not in known:
+        close = difflib.get_close_matches(architecture, [DEMO_MODEL, *known], n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "see open_clip.list_models()"
+        raise ModelError(f"no model is called {name!r}; {hint}")
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if pretrained is None:
+        raise ModelError(
+            f"{name} needs weights: --pretrained=FILE, or one of {', '.join(tags) or 'no tags'}"
+        )
+    preprocess: Mapping[str, Any] = {}
+    if Path(pretrained).is_file():
+        weights = Path(pretrained)
+    else:
+        tag = open_clip.get_pretrained_cfg(architecture, pretrained)
+        if not tag:
+            raise ModelError(
+                f"--pretrained={pretrained} is neither a file nor a tag of {name} "
+                f"({', '.join(tags) or 'it has none'})"
+            )
+        try:
+            weights = Path(download_pretrained(tag))
+        except Exception as error:  # as in _locate_hub
+            raise ModelError(f"cannot get {name}/{pretrained}: {first_line(error)}") from error
+        preprocess = tag
+    return LocatedModel(
+        architecture,
+        name,
+        pretrained,
+        open_clip.get_model_config(architecture),
+        preprocess,
+        weights,
+    )
+
+
+def _preprocess(located: LocatedModel) -> Preprocess:
+    """open_clip's defaults under the model's own, and the image tower's input size over both."""
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    merged = merge_preprocess_dict(PreprocessCfg(), located.preprocess)
+    size = located.config["vision_cfg"].get("image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    return Preprocess(
+        size=(int(height), int(width)),
+        mean=_per_channel(merged["mean"]),
+        std=_per_channel(merged["std"]),
+        # "random" is a choice for training; open_clip itself infers with bicubic then.
+        interpolation="bilinear" if merged["interpolation"] == "bilinear" else "bicubic",
+        resize_mode=merged["resize_mode"] or "shortest",
+        fill_color=int(merged["fill_color"]),
+    )
+
+
+def _per_channel(value: float | Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = (value,) * 3 if isinstance(value, (int, float)) else value
+    return float(red), float(green), float(blue)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's message as far as one line takes it."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def cache_folder() -> Path:
