@@ -191,7 +191,8 @@ def latest_tags_sql(record: dict[str, Any]) -> str:
     ).replace("'", "''")
     return (
         "  SELECT label, count(*) AS items, round(avg(score), 2) AS score\n"
-        f"  FROM (FROM read_parquet('{pattern}') WHERE rank <= 1\n"
+        f"  FROM (FROM read_parquet('{pattern}')\n"
+        "        WHERE rank <= 1\n"
         "        QUALIFY row_number() OVER (PARTITION BY uri ORDER BY tagged_at DESC) = 1)\n"
         "  WHERE label IS NOT NULL GROUP BY label ORDER BY items DESC, label LIMIT 10;"
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-EXAMPLES = 5
+EXAMPLES = 8
 """How many example tags a run's record keeps."""
 
 
