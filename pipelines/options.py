@@ -254,11 +254,10 @@ def read_label_set(source: str) -> LabelSet:
     if source in builtin_label_sets():
         return parse_label_set(builtin_label_text(source), source)
     # Not at the top: only a job that reads a file waits for fsspec.
-    from transforms.storage import locate
+    from transforms.storage import read_object
 
     try:
-        filesystem, path = locate(source)
-        text = filesystem.cat_file(path).decode("utf-8-sig")
+        text = read_object(source).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{source} is not UTF-8 text: byte {error.start} is not") from None
     except FileNotFoundError:

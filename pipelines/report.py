@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from transforms.storage import locate
+from transforms.storage import read_object
 
 LINE_EVERY_S = 30.0
 BAR_EVERY_S = 0.2
@@ -118,8 +118,7 @@ def _show_lines(console: Console, stop: threading.Event) -> None:
 
 def close(record_url: str, *, quiet: bool, as_json: bool) -> int:
     """Print what a finished run's record says; gives the exit status: 0, or 1 unless balanced."""
-    filesystem, path = locate(record_url)
-    text = filesystem.cat_file(path).decode()
+    text = read_object(record_url).decode()
     record = json.loads(text)
     if as_json:
         sys.stdout.write(text)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import apache_beam as beam
@@ -12,14 +13,13 @@ from apache_beam.testing.util import assert_that
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from conftest import encoded, picture, write_pictures
 
-from transforms.decoding import ImageDecoder, fit
+from transforms.decoding import DecodeError, ImageDecoder, fit
 from transforms.listing import list_media, make_shard
 from transforms.reading import (
     BATCHES_AHEAD,
-    DECODERS_PER_CORE,
     ReadError,
     ReadMedia,
-    _cores,
+    _PixelRoom,
     _ReadBatches,
     read_bytes,
 )
@@ -125,26 +125,56 @@ def test_what_cannot_be_read_has_its_reason(tmp_path):
 
 
 class Gate:
-    """A decoder that counts how many items are begun, and waits to be let through."""
+    """A decoder that counts how many items are begun."""
 
     preprocess = SQUARE
 
     def __init__(self) -> None:
         self.begun = 0
-        self.most_at_once = 0
-        self._at_once = 0
         self._lock = threading.Lock()
 
-    def __call__(self, data: bytes):
+    def __call__(self, data: bytes, room):
         with self._lock:
             self.begun += 1
-            self._at_once += 1
-            self.most_at_once = max(self.most_at_once, self._at_once)
         time.sleep(0.002)
-        decoded = DECODER(data)
-        with self._lock:
-            self._at_once -= 1
-        return decoded
+        return DECODER(data, room)
+
+
+def most_at_once(limit: int, sizes: list[int]) -> int:
+    """The most pixels that a room of this size held while all of these were taken."""
+    room = _PixelRoom(limit)
+    lock = threading.Lock()
+    held = most = 0
+
+    def hold(size: int) -> None:
+        nonlocal held, most
+        with room.take(size):
+            with lock:
+                held += size
+                most = max(most, held)
+            time.sleep(0.005)
+            with lock:
+                held -= size
+
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        list(pool.map(hold, sizes))
+    return most
+
+
+def test_decoded_originals_are_bounded_by_their_pixels():
+    assert most_at_once(10, [4] * 12) <= 10
+    assert most_at_once(100, [4] * 12) > 10  # small ones do not wait for each other
+    assert most_at_once(10, [25, 3, 25, 3]) == 25  # larger than all the room: alone, but at all
+
+
+def test_the_room_is_given_back_when_decoding_fails(tmp_path):
+    whole = encoded(picture(200, 150))
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    room = _PixelRoom(200 * 150)
+    for _ in range(3):
+        with pytest.raises(DecodeError):
+            DECODER((tmp_path / "cut.jpg").read_bytes(), room.take)
+    assert DECODER(whole, room.take).width == 200
 
 
 def test_reading_goes_ahead_across_shards_but_not_without_bound(tmp_path):
@@ -165,7 +195,6 @@ def test_reading_goes_ahead_across_shards_but_not_without_bound(tmp_path):
     assert given + len(rest) == 10
     assert len(rest) == BATCHES_AHEAD
     assert max(ahead) <= BATCHES_AHEAD * 4
-    assert gate.most_at_once <= DECODERS_PER_CORE * _cores()
 
 
 def test_batches_read_ahead_keep_their_own_window_and_time(tmp_path):

@@ -6,9 +6,11 @@ list; nothing here reads, logs or guesses.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,6 +84,9 @@ _BROKEN = (
 )
 
 
+Room = Callable[[int], contextlib.AbstractContextManager[object]]
+
+
 class DecodeError(Exception):
     """These bytes give no picture: `reason` is of the closed list, the message says more."""
 
@@ -106,9 +111,9 @@ class ImageDecoder:
     max_pixels: int
     background: tuple[int, int, int] = (255, 255, 255)
 
-    def __call__(self, data: bytes) -> DecodedImage:
+    def __call__(self, data: bytes, room: Room = contextlib.nullcontext) -> DecodedImage:
         """`decode_image(data, ...)` with these settings."""
-        return decode_image(data, self.preprocess, self.max_pixels, self.background)
+        return decode_image(data, self.preprocess, self.max_pixels, self.background, room)
 
 
 def decode_image(
@@ -116,12 +121,14 @@ def decode_image(
     preprocess: Preprocess,
     max_pixels: int,
     background: tuple[int, int, int] = (255, 255, 255),
+    room: Room = contextlib.nullcontext,
 ) -> DecodedImage:
     """Decode a picture, turn it upright, flatten it onto `background` and fit it to the model.
 
     Returns `uint8[H, W, 3]` pixels, before normalisation, equal to those of open_clip's
     `image_transform_v2` on the same RGB picture. Raises `DecodeError`; a picture of more than
-    `max_pixels` is refused from its header, before memory is taken for it.
+    `max_pixels` is refused from its header, before memory is taken for it. `room` is entered with
+    the number of pixels while the original is in memory, so that a caller can bound them.
     """
     if not data:
         raise DecodeError(Reason.EMPTY, "the object has no bytes")
@@ -140,9 +147,10 @@ def decode_image(
         message = "32-bit pixels have no agreed range: nobody knows what is white"
         raise DecodeError(Reason.UNSUPPORTED_IMAGE, message)
     try:
-        image.load()
-        upright = _upright(image)
-        pixels = np.asarray(fit(_to_rgb(upright, background), preprocess))
+        with room(image.width * image.height):
+            image.load()
+            upright = _upright(image)
+            pixels = np.asarray(fit(_to_rgb(upright, background), preprocess))
     except MemoryError as error:
         raise DecodeError(Reason.OUT_OF_MEMORY, "not enough memory to decode") from error
     except _BROKEN as error:

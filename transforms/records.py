@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,12 +49,11 @@ RETRYABLE = frozenset({Reason.READ_ERROR, Reason.OUT_OF_MEMORY})
 """Reasons that another run may not meet again: the `retryable` column of `failures`."""
 
 
-@dataclass(frozen=True, slots=True)
-class MediaRef:
+class MediaRef(NamedTuple):
     """One listed object: where it is and which version of it was seen.
 
     `version` is the store's generation or etag, or mtime and size; `size` is in bytes, None where
-    the listing does not tell.
+    the listing does not tell. A tuple, because references are what crosses the shuffle.
     """
 
     uri: str
