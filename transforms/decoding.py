@@ -135,6 +135,9 @@ def decode_image(
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
+        if kind := _looks_like(data):
+            message = f"begins as a {kind}, but its header is broken"
+            raise DecodeError(Reason.CORRUPT_IMAGE, message) from None
         raise DecodeError(Reason.NOT_AN_IMAGE, f"not a picture: {_opening(data)}") from None
     except _BROKEN as error:
         raise DecodeError(Reason.CORRUPT_IMAGE, _describe(error)) from error
@@ -237,6 +240,15 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
         canvas.alpha_composite(layered)
         return canvas.convert("RGB")
     return image.convert("RGB")
+
+
+def _looks_like(data: bytes) -> str | None:
+    """The kind whose signature these bytes begin with, by Pillow's own plugins."""
+    for kind in FORMATS:
+        _, accepts = Image.OPEN[kind]
+        if accepts is not None and accepts(data[:16]):
+            return kind
+    return None
 
 
 def _opening(data: bytes) -> str:

@@ -95,7 +95,7 @@ class _PixelRoom:
     """Bounds the decoded originals in memory by their pixels: only large pictures ever wait.
 
     A bound on the number of decoders instead, as many as there are cores, left one idle at every
-    handing-over: decoding alone took a fifth longer.
+    handing-over: decoding alone took 12 to 22 % longer.
     """
 
     def __init__(self, pixels: int) -> None:
