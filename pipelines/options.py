@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from transforms.labelfile import LabelFileError, parse_label_set
-from transforms.labels import LabelSet, builtin_label_sets, builtin_label_text
+from transforms.labelfile import LabelFileError, read_label_set
+from transforms.labels import LabelSet, builtin_label_sets
 from transforms.records import ModelSpec, RunSpec
 
 LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner")
@@ -218,10 +218,13 @@ def parse_tag(argv: Sequence[str], prog: str = "beamtag tag") -> TagSpec:
     stray = [argument for argument in beam_args if not argument.startswith("-")]
     if stray and not _follows_a_flag(beam_args, stray[0]):
         raise UsageError(f"unexpected argument {stray[0]!r} (see {prog} --help)")
-    label_sets = tuple(
-        _override(read_label_set(source), source, options.top_k, options.threshold)
-        for source in options.labels
-    )
+    try:
+        label_sets = tuple(
+            _override(read_label_set(source), source, options.top_k, options.threshold)
+            for source in options.labels
+        )
+    except LabelFileError as error:
+        raise UsageError(str(error)) from error
     _refuse_repeated(label_sets)
     now = datetime.datetime.now(datetime.UTC)
     return TagSpec(
@@ -244,34 +247,6 @@ def parse_tag(argv: Sequence[str], prog: str = "beamtag tag") -> TagSpec:
         quiet=options.quiet,
         json=options.json,
     )
-
-
-def read_label_set(source: str) -> LabelSet:
-    """The label set of a file, local or remote, or the built-in one of this name.
-
-    Raises `UsageError`.
-    """
-    if source in builtin_label_sets():
-        return parse_label_set(builtin_label_text(source), source)
-    # Not at the top: only a job that reads a file waits for fsspec.
-    from transforms.storage import read_object
-
-    try:
-        text = read_object(source).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{source} is not UTF-8 text: byte {error.start} is not") from None
-    except FileNotFoundError:
-        raise UsageError(
-            f"no label file {source}, and no built-in label set of that name "
-            f"({', '.join(builtin_label_sets())})"
-        ) from None
-    # Any store's client, any error of its own: the file cannot be read.
-    except Exception as error:
-        raise UsageError(f"cannot read {source}: {error or type(error).__name__}") from error
-    try:
-        return parse_label_set(text, source)
-    except LabelFileError as error:
-        raise UsageError(str(error)) from None
 
 
 def _override(

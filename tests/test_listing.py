@@ -14,9 +14,9 @@ from transforms.listing import (
     list_inputs,
     list_media,
     make_shard,
-    version_of,
 )
 from transforms.records import MediaRef
+from transforms.storage import version_of
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from transforms.labels import (
     ENSEMBLES,
     Label,
     LabelSet,
+    builtin_label_sets,
+    builtin_label_text,
     builtin_templates,
 )
 from transforms.records import Activation
@@ -27,11 +29,39 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class LabelFileError(Exception):
-    """A label file has mistakes: `mistakes` are one line each, `file:line: what to do`."""
+    """A label file cannot be read or has mistakes: one line each, `file:line: what to do`."""
 
     def __init__(self, mistakes: Sequence[str]) -> None:
         super().__init__("\n".join(mistakes))
         self.mistakes = tuple(mistakes)
+
+
+def read_label_set(source: str) -> LabelSet:
+    """The label set of a file, local or remote, or the built-in one of this name.
+
+    Raises `LabelFileError`, also for a file that cannot be read.
+    """
+    if source in builtin_label_sets():
+        return parse_label_set(builtin_label_text(source), source)
+    # Not at the top: only a job that reads a file waits for fsspec.
+    from transforms.storage import read_object
+
+    try:
+        text = read_object(source).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        mistake = f"{source} is not UTF-8 text: byte {error.start} is not"
+        raise LabelFileError([mistake]) from None
+    except FileNotFoundError:
+        mistake = (
+            f"no label file {source}, and no built-in label set of that name "
+            f"({', '.join(builtin_label_sets())})"
+        )
+        raise LabelFileError([mistake]) from None
+    # Any store's client, any error of its own: the file cannot be read.
+    except Exception as error:
+        mistake = f"cannot read {source}: {str(error) or type(error).__name__}"
+        raise LabelFileError([mistake]) from error
+    return parse_label_set(text, source)
 
 
 def parse_label_set(text: str, source: str) -> LabelSet:

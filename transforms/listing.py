@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from glob import has_magic
 from typing import Any
 
 import apache_beam as beam
@@ -15,14 +16,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from transforms.progress import progress
 from transforms.records import MediaRef, Shard
-from transforms.storage import locate
+from transforms.storage import locate, version_of
 
 EXTENSIONS = tuple(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif .jp2 .j2k".split()  # noqa: SIM905
 )
 """What a folder's pictures are called; a glob takes whatever it names."""
-
-_MAGIC = ("*", "?", "[")
 
 
 @dataclass
@@ -40,10 +39,10 @@ def input_exists(url: str) -> bool:
     filesystem, path = locate(url)
     if filesystem.exists(path):
         return True
-    if not any(character in path for character in _MAGIC):
+    if not has_magic(path):
         return False
     fixed = path
-    while any(character in fixed for character in _MAGIC):
+    while has_magic(fixed):
         fixed = fixed.rpartition("/")[0]
     return not fixed or bool(filesystem.exists(fixed))
 
@@ -114,18 +113,6 @@ def _uri(filesystem: Any, name: str) -> str:
     return uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def version_of(details: dict[str, Any]) -> str:
-    """What tells one version of an object from another, at no extra request.
-
-    The store's generation or etag, or mtime and size.
-    """
-    for key in ("generation", "ETag", "etag"):
-        if details.get(key):
-            return str(details[key]).strip('"')
-    modified = details.get("mtime") or details.get("created") or details.get("LastModified") or ""
-    return f"{modified}-{details.get('size')}"
-
-
 @dataclass
 class GroupIntoShards(beam.PTransform[beam.PCollection[MediaRef], beam.PCollection[Shard]]):
     """References to shards of up to `size`, each named by what is in it."""
@@ -163,5 +150,5 @@ def make_shard(refs: Iterable[MediaRef]) -> Shard:
     refs = tuple(refs)
     digest = hashlib.sha256()
     for ref in refs:
-        digest.update(f"{ref.uri}\0{ref.version}\0".encode("utf-8", "surrogateescape"))
+        digest.update(f"{ref.uri}\0{ref.version}\0".encode())
     return Shard(digest.hexdigest()[:16], refs)

@@ -21,7 +21,7 @@ from typing import Any
 import filelock
 
 from transforms.records import ModelSpec, Preprocess
-from transforms.storage import locate
+from transforms.storage import locate, version_of
 
 DEMO_MODEL = "demo"
 """The name of the small model in the package: it knows drawings, not photographs."""
@@ -72,6 +72,7 @@ def describe_model(spec: ModelSpec) -> ModelInfo:
     return ModelInfo(f"{located.stem}-{digest[:8]}", int(located.config["embed_dim"]), preprocess)
 
 
+@functools.lru_cache(maxsize=1)
 def locate_model(spec: ModelSpec) -> LocatedModel:
     """Find a model's files, fetching them where they are not here. Raises `ModelError`."""
     name = spec.name
@@ -232,8 +233,7 @@ def fetch_folder(url: str) -> Path:
         raise FileNotFoundError(f"no model files under {url}")
     # The listing, not only the address, names the copy: a model replaced in place is a new one.
     identity = sorted(
-        (path, str(details.get("size")), str(_version(details)))
-        for path, details in listing.items()
+        (path, details.get("size"), version_of(details)) for path, details in listing.items()
     )
     key = hashlib.sha256(repr((url, identity)).encode()).hexdigest()[:16]
     models = cache_folder() / "models"
@@ -255,13 +255,6 @@ def fetch_folder(url: str) -> Path:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return target
-
-
-def _version(details: dict[str, object]) -> object:
-    for key in ("generation", "ETag", "etag", "md5Hash", "mtime", "created"):
-        if details.get(key):
-            return details[key]
-    return None
 
 
 def sha256_file(path: Path) -> str:

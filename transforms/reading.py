@@ -121,18 +121,15 @@ class _Pending:
     """A batch whose items are being read: a row of pixels reserved for each of them."""
 
     def __init__(
-        self, position: BatchPosition, refs: Sequence[MediaRef], size: tuple[int, int]
+        self, position: BatchPosition, refs: Sequence[MediaRef], reader: _ReadBatches
     ) -> None:
+        size = reader.decode.preprocess.size
         self._position = position
         self._pixels: npt.NDArray[np.uint8] = np.empty((len(refs), *size, 3), np.uint8)
         self._seconds = {"fetch": 0.0, "decode": 0.0}
         self._adding = threading.Lock()
-        self._results: list[Future[DecodedMedia | Failure]] = []
-        self._refs = refs
-
-    def start(self, pool: ThreadPoolExecutor, reader: _ReadBatches) -> None:
-        self._results = [
-            pool.submit(self._read_one, row, ref, reader) for row, ref in enumerate(self._refs)
+        self._results: list[Future[DecodedMedia | Failure]] = [
+            reader.pool.submit(self._read_one, row, ref, reader) for row, ref in enumerate(refs)
         ]
 
     def _read_one(self, row: int, ref: MediaRef, reader: _ReadBatches) -> DecodedMedia | Failure:
@@ -164,13 +161,15 @@ class _Pending:
     def wait(self) -> Batch:
         """The batch once all of its items are read, its failures apart."""
         results = [result.result() for result in self._results]
-        rows = [row for row, result in enumerate(results) if isinstance(result, DecodedMedia)]
+        media = {
+            row: result for row, result in enumerate(results) if isinstance(result, DecodedMedia)
+        }
         failures = tuple(result for result in results if isinstance(result, Failure))
         progress.add(failed=len(failures))
         return Batch(
             position=self._position,
-            media=tuple(result for result in results if isinstance(result, DecodedMedia)),
-            pixels=self._pixels[rows] if failures else self._pixels,
+            media=tuple(media.values()),
+            pixels=self._pixels[list(media)] if failures else self._pixels,
             failures=failures,
             seconds=self._seconds,
         )
@@ -189,7 +188,7 @@ class _ReadBatches(beam.DoFn):
 
     def setup(self) -> None:
         self.room = _PixelRoom(PIXELS_AT_ONCE)
-        self._pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="beamtag-read")
+        self.pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="beamtag-read")
         self._ahead: deque[tuple[_Pending, Any, Any]] = deque()
 
     def start_bundle(self) -> None:
@@ -205,10 +204,7 @@ class _ReadBatches(beam.DoFn):
         count = max(1, -(-len(shard.refs) // self._batch_size))
         for seq in range(count):
             refs = shard.refs[seq * self._batch_size : (seq + 1) * self._batch_size]
-            pending = _Pending(
-                BatchPosition(shard.shard_id, seq, count), refs, self.decode.preprocess.size
-            )
-            pending.start(self._pool, self)
+            pending = _Pending(BatchPosition(shard.shard_id, seq, count), refs, self)
             self._ahead.append((pending, timestamp, window))
             if len(self._ahead) > BATCHES_AHEAD:
                 yield self._next()
@@ -229,4 +225,4 @@ class _ReadBatches(beam.DoFn):
 
     def teardown(self) -> None:
         self._abandon()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.pool.shutdown(wait=False, cancel_futures=True)

@@ -32,6 +32,18 @@ def locate(url: str) -> tuple[Any, str]:
     return filesystem, filesystem._strip_protocol(url)
 
 
+def version_of(details: dict[str, Any]) -> str:
+    """What tells one version of an object from another, at no extra request.
+
+    The store's generation or etag, or mtime and size.
+    """
+    for key in ("generation", "ETag", "etag"):
+        if details.get(key):
+            return str(details[key]).strip('"')
+    modified = details.get("mtime") or details.get("created") or details.get("LastModified") or ""
+    return f"{modified}-{details.get('size')}"
+
+
 def read_object(url: str) -> bytes:
     """The whole content of one object, its name taken literally. Raises what the store raises."""
     filesystem, path = locate(url)
