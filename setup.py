@@ -9,6 +9,8 @@ HERE = Path(__file__).parent
 EXTRAS = {
     # Object stores beyond Google's, which the core knows.
     "s3": ["s3fs>=2024.6"],
+    # HEIC pictures, which phones make; its wheels bring libheif and libde265.
+    "heic": ["pillow-heif>=0.20"],
     # Tokenizers of SigLIP, multilingual and other models that open_clip takes from transformers.
     "hf": ["transformers>=4.40", "sentencepiece>=0.2"],
     # JPEG decoding on the device (nvJPEG): it comes inside torchvision's ordinary wheels.
@@ -51,7 +53,10 @@ setup(
         "transforms": ["py.typed", "data/**/*", "data/*"],
     },
     install_requires=[
+        "aiohttp>=3.9",
         "apache-beam>=2.77,<2.78",
+        # What requests uses for the same: the encoding of bytes that do not say theirs.
+        "charset-normalizer>=3.3",
         "filelock>=3.13",
         "fsspec>=2024.6",
         "gcsfs>=2024.6",
@@ -62,10 +67,11 @@ setup(
         "pyyaml>=6.0",
         "rich>=13.7",
         "safetensors>=0.4.5",
+        "tenacity>=9",
         "torch>=2.6",
         "torchvision>=0.21",
     ],
-    extras_require={**EXTRAS, "dev": [*EXTRAS["s3"], *EXTRAS["hf"], *DEV]},
+    extras_require={**EXTRAS, "dev": [*EXTRAS["s3"], *EXTRAS["heic"], *EXTRAS["hf"], *DEV]},
     entry_points={"console_scripts": ["beamtag = pipelines.cli:main"]},
     zip_safe=False,
 )

@@ -13,17 +13,16 @@ from apache_beam.testing.util import assert_that
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from conftest import encoded, picture, write_pictures
 
-from transforms.decoding import DecodeError, ImageDecoder, fit
+from transforms.decoding import ImageDecoder, fit
 from transforms.listing import list_media, make_shard
 from transforms.reading import (
     BATCHES_AHEAD,
-    ReadError,
     ReadMedia,
     _PixelRoom,
     _ReadBatches,
     read_bytes,
 )
-from transforms.records import MediaRef, Preprocess, Reason, Shard, Stage
+from transforms.records import MediaError, MediaRef, Preprocess, Reason, Shard, Stage
 
 SQUARE = Preprocess(size=(16, 16), mean=(0, 0, 0), std=(1, 1, 1))
 DECODER = ImageDecoder(SQUARE, max_pixels=10_000_000)
@@ -104,22 +103,22 @@ def test_names_are_literal(tmp_path, name):
 
 
 def test_a_listed_size_saves_the_fetch():
-    with pytest.raises(ReadError, match="100 bytes, more than 99 allowed"):
+    with pytest.raises(MediaError, match="100 bytes, more than 99 allowed"):
         read_bytes(MediaRef("memory://no/such/thing", "v", 100), 99)
 
 
 def test_an_unlisted_size_is_checked_after_the_fetch():
     fsspec.filesystem("memory").pipe_file("/big", bytes(100))
-    with pytest.raises(ReadError) as caught:
+    with pytest.raises(MediaError) as caught:
         read_bytes(MediaRef("memory://big", "v"), 99)
     assert caught.value.reason is Reason.TOO_MANY_BYTES
 
 
 def test_what_cannot_be_read_has_its_reason(tmp_path):
-    with pytest.raises(ReadError) as caught:
+    with pytest.raises(MediaError) as caught:
         read_bytes(MediaRef(str(tmp_path), "v"), 99)  # a folder
     assert caught.value.reason is Reason.READ_ERROR
-    with pytest.raises(ReadError) as caught:
+    with pytest.raises(MediaError) as caught:
         read_bytes(MediaRef("nostore://a", "v"), 99)
     assert caught.value.reason is Reason.READ_ERROR
 
@@ -172,7 +171,7 @@ def test_the_room_is_given_back_when_decoding_fails(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     room = _PixelRoom(200 * 150)
     for _ in range(3):
-        with pytest.raises(DecodeError):
+        with pytest.raises(MediaError):
             DECODER((tmp_path / "cut.jpg").read_bytes(), room.take)
     assert DECODER(whole, room.take).width == 200
 

@@ -1,6 +1,6 @@
 """Bytes to pixels: pure functions, the same pixels as open_clip's own preprocess.
 
-Everything a decoder may meet in hostile bytes ends as a `DecodeError` with a reason of the closed
+Everything a decoder may meet in hostile bytes ends as a `MediaError` with a reason of the closed
 list; nothing here reads, logs or guesses.
 """
 
@@ -30,7 +30,7 @@ from PIL import (  # isort: skip
     WebPImagePlugin,
 )
 
-from transforms.records import Preprocess, Reason
+from transforms.records import MediaError, Preprocess, Reason
 
 # We refuse bombs from the header ourselves, with a limit that the user sets; Pillow's own limit
 # would otherwise speak first, and differently.
@@ -87,14 +87,6 @@ _BROKEN = (
 Room = Callable[[int], contextlib.AbstractContextManager[object]]
 
 
-class DecodeError(Exception):
-    """These bytes give no picture: `reason` is of the closed list, the message says more."""
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 class DecodedImage(NamedTuple):
     """`pixels` is `uint8[H, W, 3]` as the model wants it; width and height are the original's."""
 
@@ -126,38 +118,38 @@ def decode_image(
     """Decode a picture, turn it upright, flatten it onto `background` and fit it to the model.
 
     Returns `uint8[H, W, 3]` pixels, before normalisation, equal to those of open_clip's
-    `image_transform_v2` on the same RGB picture. Raises `DecodeError`; a picture of more than
+    `image_transform_v2` on the same RGB picture. Raises `MediaError`; a picture of more than
     `max_pixels` is refused from its header, before memory is taken for it. `room` is entered with
     the number of pixels while the original is in memory, so that a caller can bound them.
     """
     if not data:
-        raise DecodeError(Reason.EMPTY, "the object has no bytes")
+        raise MediaError(Reason.EMPTY, "the object has no bytes")
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         if kind := _looks_like(data):
             message = f"begins as a {kind}, but its header is broken"
-            raise DecodeError(Reason.CORRUPT_IMAGE, message) from None
-        raise DecodeError(Reason.NOT_AN_IMAGE, f"not a picture: {_opening(data)}") from None
+            raise MediaError(Reason.CORRUPT_IMAGE, message) from None
+        raise MediaError(Reason.NOT_AN_IMAGE, f"not a picture: {_opening(data)}") from None
     except _BROKEN as error:
-        raise DecodeError(Reason.CORRUPT_IMAGE, _describe(error)) from error
+        raise MediaError(Reason.CORRUPT_IMAGE, _describe(error)) from error
     if image.width * image.height > max_pixels:
-        raise DecodeError(
+        raise MediaError(
             Reason.TOO_MANY_PIXELS,
             f"{image.width} x {image.height} pixels, more than the {max_pixels} allowed",
         )
     if image.mode in ("I", "F"):
         message = "32-bit pixels have no agreed range: nobody knows what is white"
-        raise DecodeError(Reason.UNSUPPORTED_IMAGE, message)
+        raise MediaError(Reason.UNSUPPORTED_IMAGE, message)
     try:
         with room(image.width * image.height):
             image.load()
             upright = _upright(image)
             pixels = np.asarray(fit(_to_rgb(upright, background), preprocess))
     except MemoryError as error:
-        raise DecodeError(Reason.OUT_OF_MEMORY, "not enough memory to decode") from error
+        raise MediaError(Reason.OUT_OF_MEMORY, "not enough memory to decode") from error
     except _BROKEN as error:
-        raise DecodeError(Reason.CORRUPT_IMAGE, _describe(error)) from error
+        raise MediaError(Reason.CORRUPT_IMAGE, _describe(error)) from error
     return DecodedImage(pixels, upright.width, upright.height)
 
 

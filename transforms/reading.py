@@ -21,13 +21,14 @@ import numpy as np
 import numpy.typing as npt
 from apache_beam.utils.windowed_value import WindowedValue
 
-from transforms.decoding import DecodeError, ImageDecoder
+from transforms.decoding import ImageDecoder
 from transforms.progress import progress
 from transforms.records import (
     Batch,
     BatchPosition,
     DecodedMedia,
     Failure,
+    MediaError,
     MediaRef,
     Reason,
     Shard,
@@ -40,14 +41,6 @@ BATCHES_AHEAD = 3
 
 PIXELS_AT_ONCE = 256_000_000
 """How many pixels of originals may be in decoding at a time: a gigabyte of RGBA."""
-
-
-class ReadError(Exception):
-    """An object's bytes cannot be had: `reason` is of the closed list, the message says more."""
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass
@@ -74,20 +67,20 @@ class ReadMedia(beam.PTransform[beam.PCollection[Shard], beam.PCollection[Batch]
 
 
 def read_bytes(ref: MediaRef, max_bytes: int) -> bytes:
-    """The object's bytes. Raises `ReadError`, without a fetch where the listing tells it is big."""
+    """The bytes of an object. Raises `MediaError`; one listed as too big is not fetched."""
     if ref.size is not None and ref.size > max_bytes:
-        raise ReadError(Reason.TOO_MANY_BYTES, f"{ref.size} bytes, more than {max_bytes} allowed")
+        raise MediaError(Reason.TOO_MANY_BYTES, f"{ref.size} bytes, more than {max_bytes} allowed")
     try:
         data = read_object(ref.uri)
     except FileNotFoundError as error:
-        raise ReadError(Reason.NOT_FOUND, str(error)) from error
+        raise MediaError(Reason.NOT_FOUND, str(error)) from error
     except PermissionError as error:
-        raise ReadError(Reason.PERMISSION_DENIED, str(error)) from error
+        raise MediaError(Reason.PERMISSION_DENIED, str(error)) from error
     # Every store's client has errors of its own; at this edge they all mean "not read".
     except Exception as error:
-        raise ReadError(Reason.READ_ERROR, f"{type(error).__name__}: {error}") from error
+        raise MediaError(Reason.READ_ERROR, f"{type(error).__name__}: {error}") from error
     if len(data) > max_bytes:
-        raise ReadError(Reason.TOO_MANY_BYTES, f"{len(data)} bytes, more than {max_bytes} allowed")
+        raise MediaError(Reason.TOO_MANY_BYTES, f"{len(data)} bytes, more than {max_bytes} allowed")
     return data
 
 
@@ -140,11 +133,10 @@ class _Pending:
             image = reader.decode(data, reader.room.take)
             self._pixels[row] = image.pixels
             digest = hashlib.sha256(data).hexdigest()
-        except ReadError as error:
-            fetched = time.perf_counter()
-            return Failure(ref, Stage.READ, error.reason, str(error))
-        except DecodeError as error:
-            return Failure(ref, Stage.DECODE, error.reason, str(error))
+        except MediaError as error:
+            stage = Stage.READ if fetched == started else Stage.DECODE
+            fetched = max(fetched, time.perf_counter()) if stage is Stage.READ else fetched
+            return Failure(ref, stage, error.reason, str(error))
         finally:
             self._spend(fetched - started, time.perf_counter() - fetched)
         return DecodedMedia(ref, digest, image.width, image.height, len(data))

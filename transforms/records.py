@@ -20,6 +20,7 @@ Device = Literal["auto", "cpu", "cuda"]
 class Stage(StrEnum):
     """Where an item failed: the `stage` column of `failures`."""
 
+    LIST = "list"
     READ = "read"
     DECODE = "decode"
     EMBED = "embed"
@@ -31,34 +32,60 @@ class Reason(StrEnum):
     Analysts group by these words, so one is added with a line in CHANGELOG.md and never renamed.
     """
 
+    BAD_ROW = "bad_row"
+    UNSUPPORTED_URI = "unsupported_uri"
     NOT_FOUND = "not_found"
     PERMISSION_DENIED = "permission_denied"
+    UNAVAILABLE = "unavailable"
+    TIMED_OUT = "timed_out"
     READ_ERROR = "read_error"
     EMPTY = "empty"
     TOO_MANY_BYTES = "too_many_bytes"
+    CORRUPT_ARCHIVE = "corrupt_archive"
     NOT_AN_IMAGE = "not_an_image"
     CORRUPT_IMAGE = "corrupt_image"
+    TRUNCATED_IMAGE = "truncated_image"
     UNSUPPORTED_IMAGE = "unsupported_image"
     TOO_MANY_PIXELS = "too_many_pixels"
+    NOT_TEXT = "not_text"
+    TOO_MUCH_TEXT = "too_much_text"
     OUT_OF_MEMORY = "out_of_memory"
     MODEL_ERROR = "model_error"
     NOT_FINITE = "not_finite"
 
 
-RETRYABLE = frozenset({Reason.READ_ERROR, Reason.OUT_OF_MEMORY})
+RETRYABLE = frozenset(
+    {Reason.UNAVAILABLE, Reason.TIMED_OUT, Reason.READ_ERROR, Reason.OUT_OF_MEMORY}
+)
 """Reasons that another run may not meet again: the `retryable` column of `failures`."""
 
 
-class MediaRef(NamedTuple):
-    """One listed object: where it is and which version of it was seen.
+class MediaError(Exception):
+    """An item, or one half of it, cannot be used: the reason, and a message that says more."""
 
-    `version` is the store's generation or etag, or mtime and size; `size` is in bytes, None where
-    the listing does not tell. A tuple, because references are what crosses the shuffle.
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class MediaRef(NamedTuple):
+    """One listed item: where it is and which version of it was seen.
+
+    `version` is the store's generation or etag, or mtime and size; empty where a manifest does not
+    tell it. `size` is in bytes, None where the listing does not tell. A manifest's row also brings
+    its `id`, its `text`, and the values of the columns that are carried to the tables, in the
+    order of `--carry`; with `fetched` False there is no object behind `uri`, the text is all there
+    is. `problem` says why a row cannot be used. A tuple, because references cross the shuffle.
     """
 
     uri: str
     version: str
     size: int | None = None
+    id: str | None = None
+    text: str | None = None
+    carried: tuple[str | None, ...] = ()
+    fetched: bool = True
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
