@@ -12,7 +12,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from pipelines import options, report
-from pipelines.options import TagSpec, UsageError
+from pipelines.flags import UsageError
+from pipelines.options import TagSpec
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -24,10 +25,11 @@ logger = logging.getLogger("beamtag")
 SETTINGS = (
     "shard_size",
     "batch_size",
-    "read_concurrency",
+    "text_weight",
+    "limits",
     "max_pixels",
-    "max_bytes",
     "background",
+    "selection",
 )
 VERSIONED = ("beamtag", "apache-beam", "torch", "open_clip_torch", "pillow", "pyarrow", "fsspec")
 
@@ -123,37 +125,50 @@ def build(
     from transforms.accounting import Account
     from transforms.decoding import ImageDecoder
     from transforms.embedding import EmbedLabels, EmbedMedia
-    from transforms.listing import GroupIntoShards, ListMedia
+    from transforms.listing import GroupIntoShards, ListManifests, ListMedia, ListTars
     from transforms.reading import ReadMedia
     from transforms.scoring import ScoreLabels
     from transforms.writing import WriteRunRecord, WriteShards
 
     decoder = ImageDecoder(model.preprocess, spec.max_pixels, spec.background)
 
-    refs = pipeline | "Inputs" >> beam.Create([spec.inputs]) | "ListMedia" >> ListMedia()
+    stores = spec.storage_options
+
+    inputs = pipeline | "Inputs" >> beam.Create([spec.inputs])
+    objects = inputs | "ListMedia" >> ListMedia(spec.selection, stores)
+    rows = inputs | "ListManifests" >> ListManifests(spec.selection, spec.run.carry, stores)
+    tars = inputs | "ListTars" >> ListTars(spec.selection, stores)
+    # Grouped before they come together: a local runner keeps what goes into a Flatten.
+    shards = (
+        objects | "GroupIntoShards" >> GroupIntoShards(spec.shard_size),
+        rows | "GroupRows" >> GroupIntoShards(spec.shard_size),
+        tars,
+    ) | "Shards" >> beam.Flatten()
     label_vectors = (
         pipeline
         | "LabelSets" >> beam.Create(spec.label_sets)
-        | "EmbedLabels" >> EmbedLabels(spec.model)
+        | "EmbedLabels" >> EmbedLabels(spec.model, stores)
     )
     written = (
-        refs
-        | "GroupIntoShards" >> GroupIntoShards(spec.shard_size)
+        shards
         | "ShuffleShards" >> beam.Reshuffle()
-        | "ReadMedia" >> ReadMedia(decoder, spec.batch_size, spec.read_concurrency, spec.max_bytes)
-        | "EmbedMedia" >> EmbedMedia(spec.model, model.dim, spec.run)
+        | "ReadMedia"
+        >> ReadMedia(decoder, spec.limits, spec.batch_size, spec.shard_size, spec.run.carry, stores)
+        | "EmbedMedia" >> EmbedMedia(spec.model, model.dim, spec.run, spec.text_weight, stores)
         | "ScoreLabels" >> ScoreLabels(label_vectors, spec.run)
-        | "WriteShards" >> WriteShards(spec.run, model.model_id)
+        | "WriteShards" >> WriteShards(spec.run, model.model_id, stores)
     )
     listed = (
-        refs
-        | "CountListed" >> beam.combiners.Count.Globally()
+        shards
+        # What is in a tar is found, and counted, by reading it.
+        | "ListedPerShard" >> beam.Map(lambda shard: 0 if shard.tar else len(shard.refs))
+        | "CountListed" >> beam.CombineGlobally(sum)
         | "AccountListed" >> beam.Map(lambda count: Account(listed=count))
     )
     _ = (
         (listed, written)
         | "Accounts" >> beam.Flatten()
-        | "WriteRunRecord" >> WriteRunRecord(record_url, header)
+        | "WriteRunRecord" >> WriteRunRecord(record_url, header, stores)
     )
 
 
@@ -196,16 +211,26 @@ def _runner(spec: TagSpec) -> Any:
 
 
 def _check_inputs(spec: TagSpec) -> None:
-    from transforms.listing import input_exists
+    from transforms.listing import input_exists, list_inputs
+    from transforms.manifests import ManifestError, check_manifest
+    from transforms.schemas import RESERVED
 
-    for url in spec.inputs:
+    if taken := RESERVED.intersection(spec.run.carry):
+        raise UsageError(f"--carry: the tables have a column {min(taken)} of their own")
+    for given in spec.inputs:
         try:
-            exists = input_exists(url)
+            exists = input_exists(given.url)
         # Any store's client, any error of its own; without its package there is none.
         except Exception as error:
-            raise UsageError(f"cannot look at --input={url}: {_one_line(error)}") from error
+            raise UsageError(f"cannot look at --input={given.url}: {_one_line(error)}") from error
         if not exists:
-            raise UsageError(f"--input={url} does not exist")
+            raise UsageError(f"--input={given.url} does not exist")
+        if given.kind == "manifest":
+            try:
+                for ref in list_inputs([given], "manifest", spec.selection, spec.storage_options):
+                    check_manifest(ref.uri, spec.run.carry)
+            except ManifestError as error:
+                raise UsageError(str(error)) from error
 
 
 def _header(spec: TagSpec, model: ModelInfo, device: str) -> dict[str, Any]:
@@ -214,18 +239,24 @@ def _header(spec: TagSpec, model: ModelInfo, device: str) -> dict[str, Any]:
         "run_id": spec.run.run_id,
         "run_date": spec.run.run_date,
         "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
-        "inputs": list(spec.inputs),
+        "inputs": [given.url for given in spec.inputs],
         "output": spec.run.output,
         "model_id": model.model_id,
         "model": {**dataclasses.asdict(spec.model), "device": device},
         "label_sets": {
             label_set.label_set_id: dataclasses.asdict(label_set) for label_set in spec.label_sets
         },
-        "settings": {name: getattr(spec, name) for name in SETTINGS},
+        "settings": {name: _plain(getattr(spec, name)) for name in SETTINGS},
+        "carry": spec.run.carry,
         "runner": spec.runner,
         "beam_args": spec.beam_args,
         "versions": {name: metadata.version(name) for name in VERSIONED},
     }
+
+
+def _plain(value: Any) -> Any:
+    is_record = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if is_record else value
 
 
 def _failed(cause: str) -> int:

@@ -54,6 +54,18 @@ class FakeModel:
         self.room = room
         self.calls: list[int] = []
 
+    def text_windows(self, text: str) -> list[str]:
+        words = text.split()
+        return [" ".join(words[start : start + 4]) for start in range(0, len(words), 4)] or [""]
+
+    def encode_texts(self, texts: list[str]) -> np.ndarray:
+        """Red for what is mostly letters a, green for b, blue for the rest."""
+        if any("poison" in text for text in texts):
+            raise RuntimeError("a text that the model cannot take")
+        counts = [[text.count("a") + 0.1, text.count("b") + 0.1, 0.1] for text in texts]
+        vectors = np.array(counts, dtype=np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         self.calls.append(len(pixels))
         if self.room is not None and len(pixels) > self.room:

@@ -47,7 +47,7 @@ def test_the_demo_finds_what_is_there(demo):
 
 def test_the_demo_shows_failures_too(demo):
     found = rows(demo, "SELECT uri, reason FROM 'DEMO/failures/**/*.parquet' ORDER BY reason")
-    assert [reason for _, reason in found] == ["corrupt_image", "not_an_image"]
+    assert [reason for _, reason in found] == ["not_an_image", "truncated_image"]
 
 
 def test_the_query_of_the_readme_runs_as_written(demo):

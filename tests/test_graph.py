@@ -62,7 +62,8 @@ def test_step_names_are_stable(graph):
     (root,) = graph.root_transform_ids
     top = graph.components.transforms[root].subtransforms
     assert [graph.components.transforms[name].unique_name for name in top] == [
-        "Inputs", "ListMedia", "LabelSets", "EmbedLabels", "GroupIntoShards", "ShuffleShards",
-        "ReadMedia", "EmbedMedia", "ScoreLabels", "WriteShards", "CountListed", "AccountListed",
-        "Accounts", "WriteRunRecord",
+        "Inputs", "ListMedia", "ListManifests", "ListTars", "GroupIntoShards", "GroupRows",
+        "Shards", "LabelSets", "EmbedLabels", "ShuffleShards", "ReadMedia", "EmbedMedia",
+        "ScoreLabels", "WriteShards", "ListedPerShard", "CountListed", "AccountListed", "Accounts",
+        "WriteRunRecord",
     ]  # fmt: skip

@@ -104,6 +104,37 @@ def test_many_texts_are_encoded_in_parts_and_in_order(vit):
     )
 
 
+@pytest.mark.parametrize("words", [1, 20, 75, 76, 77, 150, 151, 400])
+def test_long_texts_come_in_windows_that_fit(vit, words):
+    model = OpenClipModel(local(vit))
+    context = model._tokenize.context_length
+    text = " ".join(["dog"] * words)
+    windows = model.text_windows(text)
+    # Every word of CLIP's vocabulary is one token; the model's own take two of the context.
+    assert len(windows) == -(-words // (context - 2))
+    assert " ".join(windows) == text
+    sizes = [len(window.split()) for window in windows]
+    assert max(sizes) - min(sizes) <= 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 3000,
+        "!" * 500,
+        "猫が草の上で寝ている。" * 60,
+        "a dog! " * 10 + "🐕" * 200 + " in the grass" * 30,
+        "line\n\nbreaks\tand   spaces " * 60,
+    ],
+)
+def test_windows_lose_nothing(vit, text):
+    model = OpenClipModel(local(vit))
+    windows = model.text_windows(text)
+    assert len(windows) > 1
+    assert all(model._fits(window) for window in windows)
+    assert "".join("".join(windows).split()) == "".join(text.split())
+
+
 def test_the_model_id_names_weights_and_preprocessing(tmp_path):
     first = make_checkpoint(tmp_path / "a" / "net", seed=0)
     again = make_checkpoint(tmp_path / "b" / "net", seed=0)
@@ -261,6 +292,15 @@ def tokenized(tmp_path) -> Path:
     kwargs = {"clean": "canonicalize"}
     extra = {"hf_tokenizer_name": "any", "tokenizer_kwargs": kwargs, "vocab_size": len(words)}
     return make_checkpoint(folder, "siglip", text=extra)
+
+
+def test_windows_by_a_tokenizer_of_transformers(tokenized):
+    model = OpenClipModel(local(tokenized))
+    text = "a photo of a dog on a sunny day in the park " * 20
+    windows = model.text_windows(text)
+    assert len(windows) > 1
+    assert all(model._fits(window) for window in windows)
+    assert " ".join(windows) == text.strip()
 
 
 def test_tokenizers_of_transformers(tokenized):

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import apache_beam as beam
-import fsspec
 import numpy as np
 import pytest
 from apache_beam.testing.util import assert_that
@@ -15,14 +13,8 @@ from conftest import encoded, picture, write_pictures
 
 from transforms.decoding import ImageDecoder, fit
 from transforms.listing import list_media, make_shard
-from transforms.reading import (
-    BATCHES_AHEAD,
-    ReadMedia,
-    _PixelRoom,
-    _ReadBatches,
-    read_bytes,
-)
-from transforms.records import MediaError, MediaRef, Preprocess, Reason, Shard, Stage
+from transforms.reading import BATCHES_AHEAD, ReadMedia, _ReadBatches
+from transforms.records import MediaRef, Preprocess, ReadLimits, Reason, Shard, Stage
 
 SQUARE = Preprocess(size=(16, 16), mean=(0, 0, 0), std=(1, 1, 1))
 DECODER = ImageDecoder(SQUARE, max_pixels=10_000_000)
@@ -30,7 +22,7 @@ DECODER = ImageDecoder(SQUARE, max_pixels=10_000_000)
 
 def read(shards: list[Shard], batch_size: int = 4, max_bytes: int = 10**6, decode=DECODER):
     """What a bundle of these shards becomes, and how it was read."""
-    reader = _ReadBatches(decode, batch_size, 8, max_bytes)
+    reader = _ReadBatches(ReadMedia(decode, ReadLimits(8, 10, max_bytes), batch_size, 100))
     reader.setup()
     reader.start_bundle()
     values = [value for shard in shards for value in reader.process(shard, 0, None)]
@@ -46,8 +38,8 @@ def refs(folder: Path) -> list[MediaRef]:
 def test_rows_belong_to_their_items_in_order(tmp_path):
     shard = make_shard(refs(write_pictures(tmp_path, 10)))
     batches = read([shard])
-    assert [(b.position.seq, b.position.of, len(b)) for b in batches] == [
-        (0, 3, 4), (1, 3, 4), (2, 3, 2),
+    assert [(b.position.seq, b.position.last, len(b)) for b in batches] == [
+        (0, False, 4), (1, False, 4), (2, True, 2),
     ]  # fmt: skip
     media = [item for b in batches for item in b.media]
     assert [item.ref for item in media] == list(shard.refs)
@@ -83,46 +75,6 @@ def test_a_shard_of_nothing_readable_is_still_a_batch():
     assert len(batch.failures) == 1
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "a[1].jpg",
-        "what?.jpg",
-        "star*.jpg",
-        "été 猫.jpg",
-        "a b#c%20d.jpg",
-        "x::y.jpg",
-        "quote'\".jpg",
-    ],
-)
-def test_names_are_literal(tmp_path, name):
-    (tmp_path / "decoy1.jpg").write_bytes(b"decoy")
-    (tmp_path / name).write_bytes(encoded(picture()))
-    ref = next(ref for ref in refs(tmp_path) if ref.uri.endswith(name))
-    assert read_bytes(ref, 10**6) == (tmp_path / name).read_bytes()
-
-
-def test_a_listed_size_saves_the_fetch():
-    with pytest.raises(MediaError, match="100 bytes, more than 99 allowed"):
-        read_bytes(MediaRef("memory://no/such/thing", "v", 100), 99)
-
-
-def test_an_unlisted_size_is_checked_after_the_fetch():
-    fsspec.filesystem("memory").pipe_file("/big", bytes(100))
-    with pytest.raises(MediaError) as caught:
-        read_bytes(MediaRef("memory://big", "v"), 99)
-    assert caught.value.reason is Reason.TOO_MANY_BYTES
-
-
-def test_what_cannot_be_read_has_its_reason(tmp_path):
-    with pytest.raises(MediaError) as caught:
-        read_bytes(MediaRef(str(tmp_path), "v"), 99)  # a folder
-    assert caught.value.reason is Reason.READ_ERROR
-    with pytest.raises(MediaError) as caught:
-        read_bytes(MediaRef("nostore://a", "v"), 99)
-    assert caught.value.reason is Reason.READ_ERROR
-
-
 class Gate:
     """A decoder that counts how many items are begun."""
 
@@ -139,48 +91,11 @@ class Gate:
         return DECODER(data, room)
 
 
-def most_at_once(limit: int, sizes: list[int]) -> int:
-    """The most pixels that a room of this size held while all of these were taken."""
-    room = _PixelRoom(limit)
-    lock = threading.Lock()
-    held = most = 0
-
-    def hold(size: int) -> None:
-        nonlocal held, most
-        with room.take(size):
-            with lock:
-                held += size
-                most = max(most, held)
-            time.sleep(0.005)
-            with lock:
-                held -= size
-
-    with ThreadPoolExecutor(len(sizes)) as pool:
-        list(pool.map(hold, sizes))
-    return most
-
-
-def test_decoded_originals_are_bounded_by_their_pixels():
-    assert most_at_once(10, [4] * 12) <= 10
-    assert most_at_once(100, [4] * 12) > 10  # small ones do not wait for each other
-    assert most_at_once(10, [25, 3, 25, 3]) == 25  # larger than all the room: alone, but at all
-
-
-def test_the_room_is_given_back_when_decoding_fails(tmp_path):
-    whole = encoded(picture(200, 150))
-    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    room = _PixelRoom(200 * 150)
-    for _ in range(3):
-        with pytest.raises(MediaError):
-            DECODER((tmp_path / "cut.jpg").read_bytes(), room.take)
-    assert DECODER(whole, room.take).width == 200
-
-
 def test_reading_goes_ahead_across_shards_but_not_without_bound(tmp_path):
     items = refs(write_pictures(tmp_path, 40))
     shards = [make_shard(items[start : start + 4]) for start in range(0, 40, 4)]
     gate = Gate()
-    reader = _ReadBatches(gate, 4, 8, 10**6)
+    reader = _ReadBatches(ReadMedia(gate, ReadLimits(8), 4, 100))
     reader.setup()
     reader.start_bundle()
     ahead = []
@@ -210,7 +125,7 @@ def test_batches_read_ahead_keep_their_own_window_and_time(tmp_path):
             | beam.Create(shards)
             | beam.Map(lambda shard: TimestampedValue(shard, uris[shard.shard_id]))
             | beam.WindowInto(FixedWindows(10))
-            | ReadMedia(DECODER, 4, 8, 10**6)
+            | ReadMedia(DECODER, ReadLimits(8), 4, 100)
             | beam.Map(when)
         )
         assert_that(

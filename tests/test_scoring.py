@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from transforms.records import LabelVectors
-from transforms.schemas import PREDICTIONS, embeddings_schema
+from transforms.schemas import embeddings_schema, predictions_schema
 from transforms.scoring import best, embedding_matrix, scores, similarities, tag
 
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
@@ -115,7 +115,7 @@ def test_no_items_no_rows():
     labels = label_vectors([[1, 0], [0, 1]], threshold=0.5)
     empty = tag(embedded(np.empty((0, 2))), labels, "run", NOW)
     assert empty.num_rows == 0
-    assert empty.schema == PREDICTIONS
+    assert empty.schema == predictions_schema()
 
 
 def test_slices_of_embeddings_are_their_own_rows():

@@ -11,8 +11,8 @@ import pytest
 from conftest import LABELS, Job, encoded, picture
 from servers import gcs_server, s3_server
 
+from transforms.fetching import Fetcher
 from transforms.listing import list_media
-from transforms.reading import read_bytes
 
 NAMES = [
     "a[1].jpg", "what?.jpg", "été/猫.jpg", "deep/er/a b.jpg", "hash#percent%20.jpg", "x::y.jpg",
@@ -52,8 +52,8 @@ def test_names_on_a_store_are_literal(archive):
     refs = {ref.uri: ref for ref in list_media(archive)}
     assert set(refs) == {f"{archive}/{name}" for name in [*NAMES, "broken.jpg"]}
     for number, name in enumerate(NAMES):
-        data = read_bytes(refs[f"{archive}/{name}"], 10**6)
-        assert data == encoded(picture(seed=number))
+        fetched = Fetcher(10, 4).fetch(refs[f"{archive}/{name}"].uri, 10**6)
+        assert fetched.data == encoded(picture(seed=number))
 
 
 def test_a_replaced_object_is_another_version(archive):

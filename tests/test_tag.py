@@ -152,8 +152,9 @@ def test_the_documented_types_in_duckdb_pandas_and_pyarrow(job: Job, archive):
         ).fetchall()
     }
     assert found == {
-        "uri": "VARCHAR", "version": "VARCHAR", "modality": "VARCHAR",
-        "content_sha256": "VARCHAR", "width": "INTEGER", "height": "INTEGER", "bytes": "BIGINT",
+        "uri": "VARCHAR", "version": "VARCHAR", "id": "VARCHAR", "modality": "VARCHAR",
+        "content_sha256": "VARCHAR", "width": "INTEGER", "height": "INTEGER",
+        "text_windows": "INTEGER", "unused": "VARCHAR", "bytes": "BIGINT",
         "embedding": "FLOAT[]", "run_id": "VARCHAR", "embedded_at": "TIMESTAMP WITH TIME ZONE",
         "dt": "DATE", "model": "VARCHAR",
     }  # fmt: skip

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fakes import FakeModel
+from test_embedding import RUN
 from test_embedding import batch as decoded_batch
 from test_scoring import label_vectors
 
-from transforms.embedding import embed_batch
+from transforms.encoding import embed_batch
 from transforms.records import BatchPosition, Failure, MediaRef, Reason, RunSpec, Stage, TaggedBatch
-from transforms.schemas import FAILURES, PREDICTIONS, embeddings_schema
+from transforms.schemas import embeddings_schema, failures_schema, predictions_schema
 from transforms.scoring import tag_batch
 from transforms.storage import locate, publish
 from transforms.writing import _WriteWholeShards, parquet_bytes, table_file, write_shard
@@ -26,8 +27,8 @@ LABELS = {"set-0": label_vectors(np.eye(3), names=("a", "b", "c"), top_k=2)}
 
 
 def tagged(colours: list[int], seq: int = 0, of: int = 1, failures=()) -> TaggedBatch:
-    embedded = embed_batch(decoded_batch(colours, failures), FakeModel(), 3, "run")
-    position = BatchPosition("s1", seq, of)
+    embedded = embed_batch(decoded_batch(colours, failures), FakeModel(), 3, RUN)
+    position = BatchPosition("s1", seq, seq == of - 1)
     object.__setattr__(embedded, "position", position)
     return tag_batch(embedded, LABELS, "run")
 
@@ -47,8 +48,8 @@ def test_one_file_per_table_where_the_contract_says(run):
     ]
     embeddings, predictions, failures = (pq.ParquetFile(file).read() for file in account.files)
     assert embeddings.schema == embeddings_schema(3)
-    assert predictions.schema == PREDICTIONS
-    assert failures.schema == FAILURES
+    assert predictions.schema == predictions_schema()
+    assert failures.schema == failures_schema()
     assert (embeddings.num_rows, predictions.num_rows) == (2, 4)
     (row,) = failures.to_pylist()
     assert (row["stage"], row["reason"], row["message"]) == ("read", "read_error", "timed out")
@@ -69,7 +70,7 @@ def test_a_shard_without_rows_still_has_its_files(run):
 
 
 def test_a_shard_is_written_when_it_is_whole(run):
-    writer = _WriteWholeShards(run, "net-1")
+    writer = _WriteWholeShards(run, "net-1", {})
     writer.start_bundle()
     assert list(writer.process(tagged([1], 0, 2))) == []
     assert not os.path.exists(run.output)
@@ -79,7 +80,7 @@ def test_a_shard_is_written_when_it_is_whole(run):
 
 
 def test_part_of_a_shard_is_never_written_as_the_whole(run):
-    writer = _WriteWholeShards(run, "net-1")
+    writer = _WriteWholeShards(run, "net-1", {})
     writer.start_bundle()
     assert list(writer.process(tagged([1], 0, 2))) == []
     with pytest.raises(RuntimeError, match=r"batches of shards \['s1'\] did not arrive together"):
@@ -90,7 +91,7 @@ def test_part_of_a_shard_is_never_written_as_the_whole(run):
 def test_the_parquet_that_warehouses_want():
     schema = embeddings_schema(3)
     table = pa.Table.from_batches(
-        [embed_batch(decoded_batch([1, 2]), FakeModel(), 3, "r").embeddings]
+        [embed_batch(decoded_batch([1, 2]), FakeModel(), 3, RUN).embeddings]
     )
     metadata = pq.ParquetFile(pa.BufferReader(parquet_bytes(table))).metadata
     group = metadata.row_group(0)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from transforms.records import Effort
 
 EXAMPLES = 8
 """How many example tags a run's record keeps."""
@@ -29,13 +31,16 @@ class Example:
 class Account:
     """What happened to some items: a shard's, or after merging, a run's.
 
-    `labels` counts best tags per label-set id; `seconds` is busy time per stage, over all threads.
+    `labels` counts best tags per label-set id, `modalities` what items were embedded by; `seconds`
+    is busy time per stage, over all threads; `retries` counts reads that were tried again.
     """
 
     listed: int = 0
     reused: int = 0
     embedded: int = 0
     bytes: int = 0
+    retries: int = 0
+    modalities: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     labels: dict[str, Counter[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -58,17 +63,19 @@ class Account:
         self.reused += other.reused
         self.embedded += other.embedded
         self.bytes += other.bytes
+        self.modalities.update(other.modalities)
         self.failures.update(other.failures)
         for label_set_id, counts in other.labels.items():
             self.labels.setdefault(label_set_id, Counter()).update(counts)
-        self.spend(other.seconds)
+        self.spend(Effort(other.seconds, other.retries))
         self.files.extend(other.files)
         # The first by name, so that the record does not depend on the order of shards.
         self.examples = sorted([*self.examples, *other.examples], key=lambda e: e.uri)[:EXAMPLES]
 
-    def spend(self, seconds: Mapping[str, float]) -> None:
-        """Add busy time per stage."""
-        for stage, spent in seconds.items():
+    def spend(self, effort: Effort) -> None:
+        """Add what a batch, or a shard, cost."""
+        self.retries += effort.retries
+        for stage, spent in effort.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
 
@@ -95,6 +102,8 @@ def finished(account: Account, started_at: str) -> dict[str, Any]:
             "failed": account.failed,
         },
         "failures": dict(account.failures.most_common()),
+        "modalities": dict(account.modalities.most_common()),
+        "retries": account.retries,
         "bytes": account.bytes,
         "items_per_second": round((account.embedded + account.failed) / wall, 1) if wall else None,
         "stage_seconds": {stage: round(spent, 3) for stage, spent in account.seconds.items()},

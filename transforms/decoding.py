@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,48 +18,60 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-# Imported for what they register: Pillow's own search for plugins is not safe among threads.
-from PIL import (  # isort: skip
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    Jpeg2KImagePlugin,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
-
+from transforms import exif
+from transforms.colour import Recolour, plain, to_srgb
+from transforms.headers import check_header, ends_early, kind_of, too_many_pixels
 from transforms.records import MediaError, Preprocess, Reason
 
 # We refuse bombs from the header ourselves, with a limit that the user sets; Pillow's own limit
 # would otherwise speak first, and differently.
 Image.MAX_IMAGE_PIXELS = None
+# What is wrong with a picture is told in its failure, and not on the job's standard error.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-FORMATS = tuple(
-    plugin.format
-    for plugin in (
-        JpegImagePlugin.JpegImageFile,
-        PngImagePlugin.PngImageFile,
-        WebPImagePlugin.WebPImageFile,
-        GifImagePlugin.GifImageFile,
-        TiffImagePlugin.TiffImageFile,
-        BmpImagePlugin.BmpImageFile,
-        AvifImagePlugin.AvifImageFile,
-        Jpeg2KImagePlugin.Jpeg2KImageFile,
-    )
-)
-"""What is decoded. Pillow knows more; some of that starts other programs (EPS)."""
+# Pillow's classes by hand: `Image.open` would hide what is wrong with a header, try other kinds,
+# and search for plugins, which is not safe among threads. Some of those start programs (EPS).
+_READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "GIF": GifImageFile,
+    "TIFF": TiffImageFile,
+    "BMP": BmpImageFile,
+    "AVIF": AvifImageFile,
+    "JPEG2000": Jpeg2KImageFile,
+}
+_BYTES_A_PIXEL = {"GIF": 6, "PNG": 12, "AVIF": 9, "HEIF": 9, "WEBP": 20, "JPEG2000": 20}
+"""What decoding takes at most, measured, where it is more than 4: alpha, 16 bits, copies."""
+
+try:
+    from pillow_heif import HeifImageFile, register_heif_opener
+except ImportError:
+    pass
+else:
+    # One thread each: pictures are decoded side by side already. Only the main picture is wanted.
+    register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+    _READERS["HEIF"] = HeifImageFile
+
+FORMATS = tuple(_READERS)
+"""The kinds that are decoded, by Pillow's names; HEIF where `pillow_heif` is installed."""
 
 _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
 
-_ORIENTATION_TAG = 0x0112
-# What puts a picture upright, by the value of that tag (EXIF 2.32, 4.6.4.A).
+# What puts a picture upright, by its orientation (EXIF 2.32, 4.6.4.A).
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -82,6 +96,14 @@ _BROKEN = (
     struct.error,
     zlib.error,
 )
+
+# How they say that data ended early, and that they never learned this kind; collected by cutting
+# every format at every twentieth, and from their sources.
+_ENDED = re.compile(r"truncated|end of file|only got|no more images|insufficient input|too small")
+_UNKNOWN = re.compile(r"unsupported|unknown pixel mode|cannot handle|not supported|not installed")
+_RAN_OUT = (EOFError, IndexError, struct.error)
+
+_HEIC_NEEDS = "HEIC pictures need another package: pip install 'beamtag[heic]'"
 
 
 Room = Callable[[int], contextlib.AbstractContextManager[object]]
@@ -117,56 +139,74 @@ def decode_image(
 ) -> DecodedImage:
     """Decode a picture, turn it upright, flatten it onto `background` and fit it to the model.
 
-    Returns `uint8[H, W, 3]` pixels, before normalisation, equal to those of open_clip's
+    Returns `uint8[H, W, 3]` pixels in sRGB, before normalisation, equal to those of open_clip's
     `image_transform_v2` on the same RGB picture. Raises `MediaError`; a picture of more than
     `max_pixels` is refused from its header, before memory is taken for it. `room` is entered with
-    the number of pixels while the original is in memory, so that a caller can bound them.
+    about the bytes that the original takes while it is in memory, so that a caller can bound them.
     """
     if not data:
         raise MediaError(Reason.EMPTY, "the object has no bytes")
+    kind = kind_of(data)
+    if kind is None:
+        raise MediaError(Reason.NOT_AN_IMAGE, f"not a picture: {_opening(data)}")
+    if kind not in _READERS:
+        raise MediaError(Reason.UNSUPPORTED_IMAGE, _HEIC_NEEDS)
+    least = check_header(kind, data, max_pixels)
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        if kind := _looks_like(data):
-            message = f"begins as a {kind}, but its header is broken"
-            raise MediaError(Reason.CORRUPT_IMAGE, message) from None
-        raise MediaError(Reason.NOT_AN_IMAGE, f"not a picture: {_opening(data)}") from None
-    except _BROKEN as error:
-        raise MediaError(Reason.CORRUPT_IMAGE, _describe(error)) from error
-    if image.width * image.height > max_pixels:
-        raise MediaError(
-            Reason.TOO_MANY_PIXELS,
-            f"{image.width} x {image.height} pixels, more than the {max_pixels} allowed",
-        )
-    if image.mode in ("I", "F"):
-        message = "32-bit pixels have no agreed range: nobody knows what is white"
-        raise MediaError(Reason.UNSUPPORTED_IMAGE, message)
-    try:
-        with room(image.width * image.height):
+        image: Image.Image = _READERS[kind](io.BytesIO(data))
+        if image.width * image.height > max_pixels:
+            raise too_many_pixels(image.width, image.height, max_pixels)
+        if image.mode in ("I", "F"):
+            message = "32-bit pixels have no agreed range: nobody knows what is white"
+            raise MediaError(Reason.UNSUPPORTED_IMAGE, message)
+        with room(max(least, image.width * image.height) * _BYTES_A_PIXEL.get(kind, 4)):
             image.load()
-            upright = _upright(image)
-            pixels = np.asarray(fit(_to_rgb(upright, background), preprocess))
+            upright = image if kind == "TIFF" else _upright(image)
+            flat, recolour = _flatten(upright, kind, data, background)
+            pixels = np.asarray(fit(flat, preprocess, recolour))
     except MemoryError as error:
         raise MediaError(Reason.OUT_OF_MEMORY, "not enough memory to decode") from error
     except _BROKEN as error:
-        raise MediaError(Reason.CORRUPT_IMAGE, _describe(error)) from error
+        raise _failure(kind, data, error) from error
     return DecodedImage(pixels, upright.width, upright.height)
 
 
-def fit(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+def looks_like_image(data: bytes) -> bool:
+    """Whether bytes begin with the signature of a picture: of a kind that is decoded, or HEIC."""
+    return kind_of(data) is not None
+
+
+def _failure(kind: str, data: bytes, error: BaseException) -> MediaError:
+    """The reason behind a decoder's exception, of which only the words differ."""
+    said = f"{type(error).__name__}: {error}".strip().removesuffix(":")
+    if _UNKNOWN.search(said.lower()):
+        return MediaError(Reason.UNSUPPORTED_IMAGE, f"{kind} of a kind not decoded: {said}")
+    ran_out = isinstance(error, _RAN_OUT) or isinstance(error.__cause__, _RAN_OUT)
+    if ran_out or _ENDED.search(said.lower()) or ends_early(kind, data):
+        return MediaError(Reason.TRUNCATED_IMAGE, f"{kind} ends early: {said}")
+    return MediaError(Reason.CORRUPT_IMAGE, f"broken {kind}: {said}")
+
+
+def fit(image: Image.Image, preprocess: Preprocess, recolour: Recolour = plain) -> Image.Image:
     """Resize an RGB picture to the model's input size, the way the model was trained on.
 
-    The geometry is open_clip's (`image_transform_v2`) and torchvision's (`Resize`, `CenterCrop`).
+    `recolour` is done to the resized picture, but not to what is padded around it. The geometry is
+    open_clip's (`image_transform_v2`) and torchvision's (`Resize`, `CenterCrop`).
     """
     height, width = preprocess.size
     resampling = _RESAMPLING[preprocess.interpolation]
     match preprocess.resize_mode:
         case "squash":
-            return image.resize((width, height), resampling)
+            return recolour(image.resize((width, height), resampling))
         case "longest":
-            return _fit_longest(image, width, height, resampling, preprocess.fill_color)
+            ratio = max(image.height / height, image.width / width)
+            scaled = (max(1, round(image.width / ratio)), max(1, round(image.height / ratio)))
+            canvas = Image.new("RGB", (width, height), (preprocess.fill_color,) * 3)
+            corner = ((width - scaled[0]) // 2, (height - scaled[1]) // 2)
+            canvas.paste(recolour(image.resize(scaled, resampling)), corner)
+            return canvas
         case "shortest":
-            return _fit_shortest(image, width, height, resampling)
+            return recolour(_fit_shortest(image, width, height, resampling))
 
 
 def _fit_shortest(
@@ -201,52 +241,64 @@ def _fit_shortest(
     return image.resize((width, height), resampling, box=box)
 
 
-def _fit_longest(
-    image: Image.Image, width: int, height: int, resampling: Image.Resampling, fill: int
-) -> Image.Image:
-    """Resize so that the whole picture fits into the target, and pad around it."""
-    ratio = max(image.height / height, image.width / width)
-    scaled = (max(1, round(image.width / ratio)), max(1, round(image.height / ratio)))
-    canvas = Image.new("RGB", (width, height), (fill, fill, fill))
-    canvas.paste(
-        image.resize(scaled, resampling), ((width - scaled[0]) // 2, (height - scaled[1]) // 2)
-    )
-    return canvas
-
-
 def _upright(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it rewrites the metadata too, and fails where that is broken.
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    # (Not for TIFF, which Pillow turns as it loads it. HEIC is turned too, and says so.)
+    turn = _TURNS.get(exif.orientation(image.info))
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion clips 16 bits to 255 instead of scaling them.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+def _flatten(
+    image: Image.Image, kind: str, data: bytes, background: tuple[int, int, int]
+) -> tuple[Image.Image, Recolour]:
+    """The picture in RGB without transparency, and what its colours still need.
+
+    That is done after the resize, on a fraction of the pixels, where there is nothing to blend.
+    """
+    profile = image.info.get("icc_profile")
+    if image.mode == "CMYK":
+        return to_srgb(profile, "CMYK")(image), plain
+    grey = image.mode.startswith("I;16") or image.mode in ("L", "LA", "La", "1")
+    later = to_srgb(profile, "L" if grey else "RGB")
     if image.has_transparency_data:
-        layered = image.convert("RGBA")
+        layered = _layered(image, kind, data)
+        if later is not plain:
+            colours = later(layered.convert("L" if grey else "RGB"))
+            colours.putalpha(layered.getchannel("A"))
+            layered = colours
         canvas = Image.new("RGBA", layered.size, (*background, 255))
         canvas.alpha_composite(layered)
-        return canvas.convert("RGB")
-    return image.convert("RGB")
+        return canvas.convert("RGB"), plain
+    if image.mode.startswith("I;16"):
+        image = _eight_bits(image, kind, data)
+    if grey and later is not plain:
+        return plain(image), lambda resized: later(resized.getchannel(0))
+    return plain(image), later
 
 
-def _looks_like(data: bytes) -> str | None:
-    """The kind whose signature these bytes begin with, by Pillow's own plugins."""
-    for kind in FORMATS:
-        _, accepts = Image.OPEN[kind]
-        if accepts is not None and accepts(data[:16]):
-            return kind
-    return None
+def _eight_bits(image: Image.Image, kind: str, data: bytes) -> Image.Image:
+    # Pillow's own conversion clips 16 bits to 255 instead of scaling them.
+    bits = exif.sample_bits(data) if kind == "TIFF" else 16
+    return Image.fromarray((np.asarray(image) >> (4 if bits == 12 else 8)).astype(np.uint8))
+
+
+def _layered(image: Image.Image, kind: str, data: bytes) -> Image.Image:
+    """A picture with transparency as RGBA."""
+    transparent = image.info.get("transparency")
+    if image.mode.startswith("I;16"):
+        layered = _eight_bits(image, kind, data).convert("RGBA")
+        opaque = np.asarray(image) != transparent
+        layered.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+        return layered
+    # A PNG's transparent colour is in the samples of the file, which Pillow has scaled to 8 bits.
+    if kind == "PNG" and (bits := data[24]) != 8:
+        if isinstance(transparent, tuple):
+            image.info["transparency"] = tuple(sample >> 8 for sample in transparent)
+        elif isinstance(transparent, int) and image.mode in ("1", "L"):
+            image.info["transparency"] = transparent * 255 // ((1 << bits) - 1)
+    return image if image.mode == "RGBA" else image.convert("RGBA")
 
 
 def _opening(data: bytes) -> str:
     """The first bytes, as a person can read them: an HTML error page is seen at a glance."""
     return f"begins with {data[:24]!r}"
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,37 +1,126 @@
-"""ListMedia: patterns and folders to references; GroupIntoShards: references to shards."""
+"""ListMedia, ListManifests, ListTars: inputs to references; GroupIntoShards: those to shards."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import re
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from glob import has_magic
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.utils.windowed_value import WindowedValue
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
+from transforms import names
+from transforms.browsing import files_matching, files_under
+from transforms.buckets import Entry
+from transforms.manifests import ReadManifests
 from transforms.progress import progress
-from transforms.records import MediaRef, Shard
-from transforms.storage import locate, version_of
+from transforms.records import Input, InputKind, MediaRef, Selection, Shard
+from transforms.storage import StorageOptions, locate, use_storage_options, version_of
 
-EXTENSIONS = tuple(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .tif .tiff .bmp .avif .jp2 .j2k".split()  # noqa: SIM905
-)
-"""What a folder's pictures are called; a glob takes whatever it names."""
+EXTENSIONS: dict[InputKind, tuple[str, ...]] = {
+    "media": names.PICTURES,
+    "manifest": names.MANIFESTS,
+    "tar": names.TARS,
+}
+"""What a folder is searched for; a glob takes whatever it names."""
 
 
 @dataclass
-class ListMedia(beam.PTransform[beam.PCollection[tuple[str, ...]], beam.PCollection[MediaRef]]):
-    """Folders, globs and single objects, several of them as one element, to references."""
+class ListMedia(beam.PTransform[beam.PCollection[tuple[Input, ...]], beam.PCollection[MediaRef]]):
+    """Folders, globs and single objects, several of them as one element, to references.
 
-    def expand(self, pcoll: beam.PCollection[tuple[str, ...]]) -> beam.PCollection[MediaRef]:
+    An object that several of them name is one item.
+    """
+
+    selection: Selection
+    storage_options: StorageOptions = field(default_factory=dict)
+
+    def expand(self, pcoll: beam.PCollection[tuple[Input, ...]]) -> beam.PCollection[MediaRef]:
         """Wire the listing."""
-        refs: beam.PCollection[MediaRef] = pcoll | "ListInputs" >> beam.FlatMap(list_inputs)
+        refs: beam.PCollection[MediaRef] = (
+            pcoll
+            | "ListObjects"
+            >> beam.FlatMap(list_inputs, "media", self.selection, self.storage_options)
+            | "DropRepeated" >> beam.ParDo(_DropRepeated())
+        )
         return refs
+
+
+@dataclass
+class ListManifests(
+    beam.PTransform[beam.PCollection[tuple[Input, ...]], beam.PCollection[MediaRef]]
+):
+    """Manifests, several inputs as one element, to the references that are their rows.
+
+    Rows that say the same are one item.
+    """
+
+    selection: Selection
+    carry: tuple[str, ...] = ()
+    storage_options: StorageOptions = field(default_factory=dict)
+
+    def expand(self, pcoll: beam.PCollection[tuple[Input, ...]]) -> beam.PCollection[MediaRef]:
+        """Wire finding and reading them."""
+        refs: beam.PCollection[MediaRef] = (
+            pcoll
+            | "ListObjects"
+            >> beam.FlatMap(list_inputs, "manifest", self.selection, self.storage_options)
+            | "ManifestUrls" >> beam.Map(lambda ref: ref.uri)
+            | "ReadManifests" >> ReadManifests(self.carry, self.storage_options)
+            | "DropRepeated" >> beam.ParDo(_DropRepeated())
+        )
+        return refs
+
+
+@dataclass
+class ListTars(beam.PTransform[beam.PCollection[tuple[Input, ...]], beam.PCollection[Shard]]):
+    """Tars, several inputs as one element, to shards: one for each, read as a whole."""
+
+    selection: Selection
+    storage_options: StorageOptions = field(default_factory=dict)
+
+    def expand(self, pcoll: beam.PCollection[tuple[Input, ...]]) -> beam.PCollection[Shard]:
+        """Wire the listing."""
+        shards: beam.PCollection[Shard] = (
+            pcoll
+            | "ListObjects"
+            >> beam.FlatMap(list_inputs, "tar", self.selection, self.storage_options)
+            | "TarShards" >> beam.Map(lambda ref: Shard(make_shard([ref]).shard_id, (ref,), True))
+        )
+        return shards
+
+
+class _DropRepeated(beam.DoFn):
+    """A DoFn for what it has seen in a bundle: digests, in a file that sqlite keeps aside.
+
+    An archive has millions of names; in a Python set their digests alone took 100 MB a million.
+    """
+
+    def __init__(self) -> None:
+        self._seen: sqlite3.Connection
+
+    def start_bundle(self) -> None:
+        self._seen = sqlite3.connect("", check_same_thread=False)
+        self._seen.executescript(
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32768;"
+            "CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID"
+        )
+
+    def process(self, ref: MediaRef) -> Iterator[MediaRef]:
+        key = "\0".join((ref.uri, ref.version, ref.id or ""))
+        digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+        if self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount:
+            progress.add(listed=1)
+            yield ref
+
+    def finish_bundle(self) -> None:
+        self._seen.close()
 
 
 def input_exists(url: str) -> bool:
@@ -41,69 +130,84 @@ def input_exists(url: str) -> bool:
         return True
     if not has_magic(path):
         return False
-    fixed = path
-    while has_magic(fixed):
-        fixed = fixed.rpartition("/")[0]
-    return not fixed or bool(filesystem.exists(fixed))
+    start = _fixed_part(path)
+    return not start or bool(filesystem.exists(start))
 
 
-def list_inputs(urls: Iterable[str]) -> Iterator[MediaRef]:
-    """References of every input, each object once, however many of the inputs name it."""
-    urls = tuple(dict.fromkeys(urls))
-    # Digests, not names, and only where inputs can overlap: an archive has millions of them.
-    seen: set[bytes] = set()
-    for url in urls:
-        for ref in list_media(url):
-            if len(urls) > 1:
-                digest = hashlib.blake2b(ref.uri.encode(), digest_size=16).digest()
-                if digest in seen:
-                    continue
-                seen.add(digest)
-            progress.add(listed=1)
-            yield ref
+def list_inputs(
+    inputs: Iterable[Input],
+    kind: InputKind,
+    selection: Selection,
+    storage_options: StorageOptions | None = None,
+) -> Iterator[MediaRef]:
+    """References of those of the inputs that are of this kind, one after the other."""
+    use_storage_options(storage_options or {})
+    for url in (given.url for given in inputs if given.kind == kind):
+        yield from list_media(url, kind, selection)
 
 
-def list_media(url: str) -> Iterator[MediaRef]:
-    """References under a folder (pictures by their extension), of a glob, or of one object.
+def list_media(
+    url: str, kind: InputKind = "media", selection: Selection | None = None
+) -> Iterator[MediaRef]:
+    """References under a folder (by their extension), of a glob, or of one object.
 
     A name that exists is meant literally, whatever characters it has. Links to files are
     followed, links to folders inside the input are not. Raises OSError.
     """
+    selection = selection or Selection()
     filesystem, path = locate(url)
-    for name, details in _entries(filesystem, path):
-        yield MediaRef(
-            uri=_uri(filesystem, name), version=version_of(details), size=details.get("size")
-        )
-
-
-def _entries(filesystem: Any, path: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    extensions = selection.extensions if kind == "media" else None
+    entries: Iterable[Entry]
     if filesystem.isfile(path):
-        yield path, filesystem.info(path)
+        details = filesystem.info(path)
+        entries = [Entry(path, version_of(details), details.get("size"))]
+        start = path.rpartition("/")[0]
     elif filesystem.isdir(path):
-        for _, _, files in filesystem.walk(path, detail=True, on_error="raise"):
-            for _, details in sorted(files.items()):
-                if details["name"].lower().endswith(EXTENSIONS) and (file := _file(details)):
-                    yield details["name"], file
+        entries = files_under(filesystem, path)
+        extensions = extensions or EXTENSIONS[kind]
+        start = path
     else:
-        for name, details in sorted(filesystem.glob(path, detail=True).items()):
-            if file := _file(details):
-                yield name, file
+        entries = files_matching(filesystem, path)
+        start = _fixed_part(path)
+    wanted = _wanted(selection, extensions, len(start.rstrip("/")) + 1 if start else 0)
+    for entry in entries:
+        if wanted(entry.name):
+            yield MediaRef(_uri(filesystem, entry.name), entry.version, entry.size)
 
 
-def _file(details: dict[str, Any]) -> dict[str, Any] | None:
-    """What is known of a file, or of the one that a local link leads to; None for anything else.
+def _fixed_part(pattern: str) -> str:
+    """The folder that a glob starts in."""
+    while has_magic(pattern):
+        pattern = pattern.rpartition("/")[0]
+    return pattern
 
-    A pipe or a device with a picture's name would be waited for without end.
-    """
-    if not details.get("islink"):
-        return details if details["type"] == "file" else None
-    try:
-        target = os.stat(details["name"])
-    except OSError:
-        return details  # A link that leads nowhere was listed too: it ends as a failure.
-    if not stat.S_ISREG(target.st_mode):
+
+def _wanted(
+    selection: Selection, extensions: tuple[str, ...] | None, skip: int
+) -> Callable[[str], bool]:
+    """Whether a name, from its character `skip` on, is one that was asked for."""
+    includes = _matcher(selection.include)
+    excludes = _matcher(selection.exclude)
+
+    def wanted(name: str) -> bool:
+        if extensions is not None and not name.lower().endswith(extensions):
+            return False
+        below = name[skip:]
+        return (includes is None or includes(below)) and not (excludes and excludes(below))
+
+    return wanted
+
+
+def _matcher(globs: tuple[str, ...]) -> Callable[[str], bool] | None:
+    if not globs:
         return None
-    return {**details, "mtime": target.st_mtime, "size": target.st_size}
+    either = "|".join(
+        # A name matches at any depth.
+        glob_translate(glob.lstrip("/") if "/" in glob else f"**/{glob}")
+        for glob in globs
+    )
+    matches = re.compile(either).match
+    return lambda below: matches(below) is not None
 
 
 def _uri(filesystem: Any, name: str) -> str:

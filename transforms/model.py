@@ -116,6 +116,38 @@ class OpenClipModel:
                 parts.append(_normalized(self._model.encode_text(tokens)))
         return np.concatenate(parts)
 
+    def text_windows(self, text: str) -> list[str]:
+        """The text in parts that each fit into the model's context, of about equal length.
+
+        A text that fits is its own only window; a longer one is parted between words, or within
+        them where there are none.
+        """
+        if self._fits(text):
+            return [text]
+        words = " ".join(text.split())
+        context = int(self._tokenize.context_length)
+        count = max(2, -(-self._tokens(words) // (context - self._tokens(""))))
+        for parts in (list(_parts(words, count + more)) for more in range(3)):
+            if all(self._fits(part) for part in parts):
+                return parts
+        # Words of very different lengths: what is still too long is parted again.
+        return [window for part in parts for window in self.text_windows(part)]
+
+    def _tokens(self, text: str) -> int:
+        """The number of tokens of a text, the model's own at its ends included."""
+        (row,) = self._tokenize([text], context_length=len(text.encode()) + 8)
+        return int((row != row[-1]).nonzero().max()) + 1 if (row != row[-1]).any() else 0
+
+    def _fits(self, text: str) -> bool:
+        """Whether nothing of a text is cut off.
+
+        What does not fit is cut and ended by the tokenizer: then it differs from the uncut row.
+        """
+        context = int(self._tokenize.context_length)
+        (cut,) = self._tokenize([text], context_length=context)
+        (whole,) = self._tokenize([text], context_length=context + len(text.encode()) + 8)
+        return bool((whole[:context] == cut).all() and (whole[context:] == whole[-1]).all())
+
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
         import torch
@@ -133,6 +165,19 @@ def _normalized(features: torch.Tensor) -> npt.NDArray[np.float32]:
 
     vectors = torch.nn.functional.normalize(features.float(), dim=-1)
     return vectors.cpu().numpy()
+
+
+def _parts(text: str, count: int) -> Iterator[str]:
+    """About `count` parts of equal length, cut at a space where one is near."""
+    start = 0
+    for number in range(1, count + 1):
+        end = round(len(text) * number / count)
+        if number < count:
+            space = text.rfind(" ", start + 1, end + 1)
+            end = space if space > start + (end - start) // 2 else end
+        if part := text[start:end].strip():
+            yield part
+        start = end
 
 
 _loading = threading.Lock()

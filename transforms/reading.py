@@ -6,14 +6,12 @@ look-ahead crosses from one shard to the next, so the model does not wait at a s
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import threading
-import time
+import itertools
+import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
@@ -21,130 +19,85 @@ import numpy as np
 import numpy.typing as npt
 from apache_beam.utils.windowed_value import WindowedValue
 
+from transforms import names
+from transforms.ahead import ahead
 from transforms.decoding import ImageDecoder
+from transforms.items import Item, ItemReader
 from transforms.progress import progress
 from transforms.records import (
     Batch,
     BatchPosition,
     DecodedMedia,
+    Effort,
     Failure,
     MediaError,
     MediaRef,
-    Reason,
+    ReadLimits,
     Shard,
-    Stage,
 )
-from transforms.storage import read_object
+from transforms.storage import StorageOptions, use_storage_options
+from transforms.storeerrors import describe, reason_of
+from transforms.tars import TarSample, read_samples
 
 BATCHES_AHEAD = 3
 """How many batches may be in reading or waiting before the model has taken the first."""
 
-PIXELS_AT_ONCE = 256_000_000
-"""How many pixels of originals may be in decoding at a time: a gigabyte of RGBA."""
+SAMPLES_AHEAD = 64
+"""How many samples of a tar may be read before there is a batch to put them in."""
 
 
 @dataclass
 class ReadMedia(beam.PTransform[beam.PCollection[Shard], beam.PCollection[Batch]]):
     """Shards to decoded batches of up to `batch_size` items.
 
-    `concurrency` objects are fetched at a time; decoding among them is bounded by the
-    pixels of their originals (`PIXELS_AT_ONCE`). An object of more than `max_bytes` is not
-    fetched. What cannot be read or decoded travels on as failures of its batch.
+    A shard of references ends as one shard; a tar as one or more, of up to `shard_size` samples.
+    What cannot be read or decoded travels on as failures of its batch.
     """
 
     decode: ImageDecoder
+    limits: ReadLimits
     batch_size: int
-    concurrency: int
-    max_bytes: int
+    shard_size: int
+    carry: tuple[str, ...] = ()
+    storage_options: StorageOptions = field(default_factory=dict)
 
     def expand(self, pcoll: beam.PCollection[Shard]) -> beam.PCollection[Batch]:
         """Wire the reader."""
-        reader = _ReadBatches(self.decode, self.batch_size, self.concurrency, self.max_bytes)
         batches: beam.PCollection[Batch] = pcoll | "ReadBatches" >> beam.ParDo(
-            reader
+            _ReadBatches(self)
         ).with_output_types(Batch)
         return batches
 
 
-def read_bytes(ref: MediaRef, max_bytes: int) -> bytes:
-    """The bytes of an object. Raises `MediaError`; one listed as too big is not fetched."""
-    if ref.size is not None and ref.size > max_bytes:
-        raise MediaError(Reason.TOO_MANY_BYTES, f"{ref.size} bytes, more than {max_bytes} allowed")
-    try:
-        data = read_object(ref.uri)
-    except FileNotFoundError as error:
-        raise MediaError(Reason.NOT_FOUND, str(error)) from error
-    except PermissionError as error:
-        raise MediaError(Reason.PERMISSION_DENIED, str(error)) from error
-    # Every store's client has errors of its own; at this edge they all mean "not read".
-    except Exception as error:
-        raise MediaError(Reason.READ_ERROR, f"{type(error).__name__}: {error}") from error
-    if len(data) > max_bytes:
-        raise MediaError(Reason.TOO_MANY_BYTES, f"{len(data)} bytes, more than {max_bytes} allowed")
-    return data
-
-
-class _PixelRoom:
-    """Bounds the decoded originals in memory by their pixels: only large pictures ever wait.
-
-    A bound on the number of decoders instead, as many as there are cores, left one idle at every
-    handing-over: decoding alone took 12 to 22 % longer.
-    """
-
-    def __init__(self, pixels: int) -> None:
-        self._limit = self._free = pixels
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def take(self, pixels: int) -> Iterator[None]:
-        """Wait for room for a picture; one larger than all the room waits for all of it."""
-        pixels = min(pixels, self._limit)
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= pixels)
-            self._free -= pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += pixels
-                self._changed.notify_all()
-
-
 class _Pending:
-    """A batch whose items are being read: a row of pixels reserved for each of them."""
+    """A batch in reading: a row of pixels reserved for each of up to `capacity` items."""
 
-    def __init__(
-        self, position: BatchPosition, refs: Sequence[MediaRef], reader: _ReadBatches
-    ) -> None:
-        size = reader.decode.preprocess.size
-        self._position = position
-        self._pixels: npt.NDArray[np.uint8] = np.empty((len(refs), *size, 3), np.uint8)
-        self._seconds = {"fetch": 0.0, "decode": 0.0}
-        self._adding = threading.Lock()
-        self._results: list[Future[DecodedMedia | Failure]] = [
-            reader.pool.submit(self._read_one, row, ref, reader) for row, ref in enumerate(refs)
-        ]
+    def __init__(self, shard_id: str, seq: int, capacity: int, reader: _ReadBatches) -> None:
+        size = reader.settings.decode.preprocess.size
+        self._shard_id = shard_id
+        self._seq = seq
+        self._reader = reader
+        # Rows that no picture comes for are never touched, and take no memory.
+        self._pixels: npt.NDArray[np.uint8] = np.empty((capacity, *size, 3), np.uint8)
+        self._results: list[Future[Item]] = []
+        self._listed = 0
+        self.last = False
 
-    def _read_one(self, row: int, ref: MediaRef, reader: _ReadBatches) -> DecodedMedia | Failure:
-        started = fetched = time.perf_counter()
-        try:
-            data = read_bytes(ref, reader.max_bytes)
-            fetched = time.perf_counter()
-            image = reader.decode(data, reader.room.take)
-            self._pixels[row] = image.pixels
-            digest = hashlib.sha256(data).hexdigest()
-        except MediaError as error:
-            stage = Stage.READ if fetched == started else Stage.DECODE
-            fetched = max(fetched, time.perf_counter()) if stage is Stage.READ else fetched
-            return Failure(ref, stage, error.reason, str(error))
-        finally:
-            self._spend(fetched - started, time.perf_counter() - fetched)
-        return DecodedMedia(ref, digest, image.width, image.height, len(data))
+    def __len__(self) -> int:
+        return len(self._results)
 
-    def _spend(self, fetch: float, decode: float) -> None:
-        with self._adding:
-            self._seconds["fetch"] += fetch
-            self._seconds["decode"] += decode
+    def add(self, source: MediaRef | TarSample) -> None:
+        """Begin to read one more item."""
+        self._listed += isinstance(source, TarSample)
+        reading = self._reader.pool.submit(self._read_one, len(self), source, self._reader.items)
+        self._results.append(reading)
+
+    def _read_one(self, row: int, source: MediaRef | TarSample, items: ItemReader) -> Item:
+        item = items.read(source)
+        if item.pixels is None:
+            return item
+        self._pixels[row] = item.pixels
+        return item._replace(pixels=self._pixels[row])
 
     def cancel(self) -> None:
         for result in self._results:
@@ -152,40 +105,47 @@ class _Pending:
 
     def wait(self) -> Batch:
         """The batch once all of its items are read, its failures apart."""
-        results = [result.result() for result in self._results]
-        media = {
-            row: result for row, result in enumerate(results) if isinstance(result, DecodedMedia)
-        }
-        failures = tuple(result for result in results if isinstance(result, Failure))
-        progress.add(failed=len(failures))
+        items = [result.result() for result in self._results]
+        failures = tuple(item.outcome for item in items if isinstance(item.outcome, Failure))
+        media = tuple(item.outcome for item in items if isinstance(item.outcome, DecodedMedia))
+        count = len(items)
+        rows = [row for row, item in enumerate(items) if item.pixels is not None]
+        progress.add(failed=len(failures), listed=self._listed)
         return Batch(
-            position=self._position,
-            media=tuple(media.values()),
-            pixels=self._pixels[list(media)] if failures else self._pixels,
+            position=BatchPosition(self._shard_id, self._seq, self.last),
+            media=media,
+            pixels=self._pixels[:count] if len(rows) == count else self._pixels[rows],
             failures=failures,
-            seconds=self._seconds,
+            effort=Effort(
+                {
+                    stage: sum(item.effort.seconds[stage] for item in items)
+                    for stage in ("fetch", "decode")
+                },
+                sum(item.effort.retries for item in items),
+            ),
+            listed=self._listed,
         )
 
 
 class _ReadBatches(beam.DoFn):
     """A DoFn for its thread pool, and for the batches that are read ahead across shards."""
 
-    def __init__(
-        self, decode: ImageDecoder, batch_size: int, concurrency: int, max_bytes: int
-    ) -> None:
-        self.decode = decode
-        self.max_bytes = max_bytes
-        self._batch_size = batch_size
-        self._concurrency = concurrency
+    def __init__(self, settings: ReadMedia) -> None:
+        self.settings = settings
 
     def setup(self) -> None:
-        self.room = _PixelRoom(PIXELS_AT_ONCE)
-        self.pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="beamtag-read")
+        use_storage_options(self.settings.storage_options)
+        # Threads beyond the calls at a time decode while all of those wait for their answers.
+        threads = self.settings.limits.concurrency + (os.cpu_count() or 1)
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="beamtag-read")
         self._ahead: deque[tuple[_Pending, Any, Any]] = deque()
+        self.items = ItemReader(self.settings.decode, self.settings.limits)
 
     def start_bundle(self) -> None:
-        # What a failed bundle left in reading belongs to its retry.
-        self._abandon()
+        if self._ahead:
+            # What a failed bundle left in reading belongs to its retry.
+            self._abandon()
+            self.items = ItemReader(self.settings.decode, self.settings.limits)
 
     def process(
         self,
@@ -193,13 +153,52 @@ class _ReadBatches(beam.DoFn):
         timestamp: Any = beam.DoFn.TimestampParam,
         window: Any = beam.DoFn.WindowParam,
     ) -> Iterator[Any]:
-        count = max(1, -(-len(shard.refs) // self._batch_size))
-        for seq in range(count):
-            refs = shard.refs[seq * self._batch_size : (seq + 1) * self._batch_size]
-            pending = _Pending(BatchPosition(shard.shard_id, seq, count), refs, self)
+        for pending in self._tar(shard) if shard.tar else self._refs(shard):
             self._ahead.append((pending, timestamp, window))
             if len(self._ahead) > BATCHES_AHEAD:
                 yield self._next()
+
+    def _refs(self, shard: Shard) -> Iterator[_Pending]:
+        capacity = max(1, min(len(shard.refs), self.settings.batch_size))
+        return self._batches(shard.shard_id, shard.refs, capacity)
+
+    def _tar(self, shard: Shard) -> Iterator[_Pending]:
+        (ref,) = shard.refs
+        with ahead(self._samples(ref), SAMPLES_AHEAD) as samples:
+            for part, some in enumerate(_parts(samples, self.settings.shard_size)):
+                shard_id = f"{shard.shard_id}-{part:04d}"
+                yield from self._batches(shard_id, some, self.settings.batch_size)
+
+    def _batches(
+        self, shard_id: str, sources: Iterable[MediaRef | TarSample], capacity: int
+    ) -> Iterator[_Pending]:
+        """A shard's batches, in reading; which is the last is known when no other item comes."""
+        seq = 0
+        pending = _Pending(shard_id, seq, capacity, self)
+        for source in sources:
+            if len(pending) == capacity:
+                yield pending
+                seq += 1
+                pending = _Pending(shard_id, seq, capacity, self)
+            pending.add(source)
+        pending.last = True
+        yield pending
+
+    def _samples(self, tar: MediaRef) -> Iterator[TarSample]:
+        """A tar's samples, each with room for its bytes; the last may say why there are no more."""
+        items, limits = self.items, self.settings.limits
+        pictures = frozenset(names.PICTURES)
+        try:
+            with items.fetcher.open(tar) as file:
+                for sample in read_samples(
+                    file, tar.uri, tar.version, self.settings.carry, limits.max_bytes, pictures
+                ):
+                    items.bytes_room.acquire(len(sample.data or b""))
+                    yield sample
+        except MediaError as error:
+            yield TarSample(tar, problem=error)
+        except OSError as error:  # of a local disk: an object's come as MediaError
+            yield TarSample(tar, problem=MediaError(reason_of(error), describe(error)))
 
     def finish_bundle(self) -> Iterator[Any]:
         while self._ahead:
@@ -211,6 +210,7 @@ class _ReadBatches(beam.DoFn):
         return WindowedValue(pending.wait(), timestamp, (window,))
 
     def _abandon(self) -> None:
+        self.items.fetcher.abandon()
         for pending, _, _ in self._ahead:
             pending.cancel()
         self._ahead.clear()
@@ -218,3 +218,10 @@ class _ReadBatches(beam.DoFn):
     def teardown(self) -> None:
         self._abandon()
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _parts(samples: Iterator[TarSample], size: int) -> Iterator[Iterator[TarSample]]:
+    """Up to `size` at a time, to be taken in order; of none, one part without any."""
+    yield itertools.islice(samples, size)
+    for first in samples:
+        yield itertools.chain([first], itertools.islice(samples, size - 1))

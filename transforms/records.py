@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,11 +63,15 @@ RETRYABLE = frozenset(
 
 
 class MediaError(Exception):
-    """An item, or one half of it, cannot be used: the reason, and a message that says more."""
+    """An item, or one half of it, cannot be used: the reason, and a message that says more.
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    `retries` is how many tries more than one were made.
+    """
+
+    def __init__(self, reason: Reason, message: str, retries: int = 0) -> None:
         super().__init__(message)
         self.reason = reason
+        self.retries = retries
 
 
 class MediaRef(NamedTuple):
@@ -88,12 +94,66 @@ class MediaRef(NamedTuple):
     problem: str | None = None
 
 
+InputKind = Literal["media", "manifest", "tar"]
+
+
+class Input(NamedTuple):
+    """What a job was told to read: a folder, a glob or one object, and what its files are."""
+
+    url: str
+    kind: InputKind
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which of the files under an input are taken.
+
+    `include` and `exclude` are globs: of a name where they have no `/`, else of the path below the
+    input. `extensions` have their dots and are in lower case; None
+    leaves it to the input: a folder is searched for pictures, a glob gives what it names.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    extensions: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLimits:
+    """What reading may take at most.
+
+    `concurrency` objects are fetched at a time, each within `deadline_s`, retries included; none
+    has more than `max_bytes`, no text more than `max_chars`.
+    """
+
+    concurrency: int = 32
+    deadline_s: float = 300.0
+    max_bytes: int = 256 * 1024 * 1024
+    max_chars: int = 100_000
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """References that travel together and end as one file per table, named by `shard_id`."""
+    """References that travel together and end as one file per table, named by `shard_id`.
+
+    With `tar`, the one reference is a tar: its samples are found by reading it, and they end as
+    one or more shards, named after it.
+    """
 
     shard_id: str
     refs: tuple[MediaRef, ...]
+    tar: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Packed by columns: neighbours' names are alike, and a local runner holds all shards."""
+        columns = tuple(zip(*self.refs, strict=True))
+        packed = zlib.compress(pickle.dumps(columns, protocol=5), level=1)
+        return _unpacked, (self.shard_id, packed, self.tar)
+
+
+def _unpacked(shard_id: str, packed: bytes, tar: bool) -> Shard:
+    columns = pickle.loads(zlib.decompress(packed))
+    return Shard(shard_id, tuple(map(MediaRef._make, zip(*columns, strict=True))), tar)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,37 +168,57 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class DecodedMedia:
-    """What is known of one item once its bytes were read and decoded (pixels travel apart)."""
+    """What is known of one item once its bytes were read and decoded (pixels travel apart).
+
+    `width` and `height` are None where the item has no picture, `text` is None where it has no
+    text. `unused` tells of the half that could not be used: `image: not_found`. `size` and the
+    digest are of the picture's bytes, or of the text's where there is no picture.
+    """
 
     ref: MediaRef
     content_sha256: str
-    width: int
-    height: int
     size: int
+    width: int | None = None
+    height: int | None = None
+    text: str | None = None
+    unused: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPosition:
-    """Which part of a shard this is: batch `seq` (from 0) of `of`."""
+    """Which part of a shard this is: batch `seq` (from 0), and whether it is the last."""
 
     shard_id: str
     seq: int
-    of: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What a batch cost: busy seconds per stage, summed over threads, and reads tried again."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    retries: int = 0
+
+    def and_then(self, stage: str, seconds: float) -> Effort:
+        """The effort with one more stage."""
+        return Effort({**self.seconds, stage: seconds}, self.retries)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Part of a shard, decoded: what the model sees, and what never will be seen.
 
-    `pixels` is `uint8[B, H, W, 3]` and row i belongs to `media[i]`; `seconds` is busy time per
-    stage, summed over threads.
+    `pixels` is `uint8[P, H, W, 3]`, a row for each of `media` that has a picture, in order.
+    `listed` counts the items that only reading has found (a tar's).
     """
 
     position: BatchPosition
     media: tuple[DecodedMedia, ...]
     pixels: npt.NDArray[np.uint8]
     failures: tuple[Failure, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    effort: Effort = Effort()
+    listed: int = 0
 
     def __len__(self) -> int:
         """The number of items that the model is to embed; Beam's RunInference counts by it."""
@@ -152,7 +232,8 @@ class EmbeddedBatch:
     position: BatchPosition
     embeddings: pa.RecordBatch
     failures: tuple[Failure, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    effort: Effort = Effort()
+    listed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,19 +242,21 @@ class TaggedBatch:
 
     embedded: EmbeddedBatch
     predictions: Mapping[str, pa.RecordBatch]
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    effort: Effort = Effort()
 
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
     """What every row and file of one run has in common.
 
-    `run_date` is the `dt` of the tables, `YYYY-MM-DD`; `output` the URL they are written under.
+    `run_date` is the `dt` of the tables, `YYYY-MM-DD`; `output` the URL they are written under;
+    `carry` names the columns of manifests that every table repeats.
     """
 
     run_id: str
     run_date: str
     output: str
+    carry: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

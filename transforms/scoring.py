@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from transforms.records import EmbeddedBatch, LabelVectors, RunSpec, TaggedBatch
-from transforms.schemas import PREDICTIONS
+from transforms.records import Effort, EmbeddedBatch, LabelVectors, RunSpec, TaggedBatch
+from transforms.schemas import TIMESTAMP, embeddings_schema, predictions_schema
 
 Vectors = npt.NDArray[np.float32]
 
@@ -53,6 +53,7 @@ def tag(
     """The rows of `predictions` for rows of `embeddings`: best label first, item by item.
 
     An item with no label at or above the threshold has one row with a null label and rank 0.
+    Columns carried over from a manifest stand in the rows of `embeddings` and are repeated.
     """
     vectors = embedding_matrix(embeddings)
     similarity = similarities(vectors, labels)
@@ -75,18 +76,20 @@ def tag(
     names = pa.array(labels.names, pa.string())
     chosen = pa.array(columns[selected], pa.int64(), mask=absent)
     size = len(items)
+    carry = embeddings.schema.names[len(embeddings_schema(1)) :]
+    item = embeddings.select(["uri", "version", "id", *carry]).take(pa.array(items))
     return pa.RecordBatch.from_arrays(
         [
-            embeddings.column("uri").take(pa.array(items)),
-            embeddings.column("version").take(pa.array(items)),
+            *item.columns[:3],
             names.take(chosen),
             pa.array(ranks[selected], pa.int32()),
             pa.array(kept_score[selected], pa.float32(), mask=absent),
             pa.array(kept_similarity[selected], pa.float32(), mask=absent),
             pa.array([run_id] * size, pa.string()),
-            pa.array([now] * size, PREDICTIONS.field("tagged_at").type),
+            pa.array([now] * size, TIMESTAMP),
+            *item.columns[3:],
         ],
-        schema=PREDICTIONS,
+        schema=predictions_schema(carry),
     )
 
 
@@ -125,4 +128,5 @@ def tag_batch(
         label_set_id: tag(batch.embeddings, labels, run_id, now)
         for label_set_id, labels in label_vectors.items()
     }
-    return TaggedBatch(batch, predictions, {"score": time.perf_counter() - started})
+    effort = Effort({"score": time.perf_counter() - started})
+    return TaggedBatch(batch, predictions, effort)

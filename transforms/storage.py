@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+StorageOptions = Mapping[str, Mapping[str, Any]]
+"""Arguments of each store's fsspec client, by its URL scheme."""
+
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 """The extra of setup.py that brings a store's package."""
 
+_CONFIGURED = {scheme: dict(options) for scheme, options in fsspec.config.conf.items()}
+"""What fsspec's own configuration files and variables said before any job did."""
 
-def locate(url: str) -> tuple[Any, str]:
+
+def use_storage_options(options: StorageOptions) -> None:
+    """Give the clients of these stores these arguments, in this process, from now on.
+
+    Over fsspec's own configuration, which is where every client looks, libraries' included.
+    """
+    for scheme in {*fsspec.config.conf, *options}:
+        fsspec.config.conf[scheme] = {**_CONFIGURED.get(scheme, {}), **options.get(scheme, {})}
+
+
+def locate(url: str, **options: Any) -> tuple[Any, str]:
     """The fsspec filesystem of a URL or local path, and the path there, taken literally.
 
-    Unlike fsspec's `url_to_fs`, `::` and `://` inside a local name mean nothing. Raises ValueError
-    for a store that fsspec does not know, ImportError for one whose package is missing.
+    Unlike fsspec's `url_to_fs`, `::` and `://` inside a local name mean nothing. `options` go to
+    the filesystem, over those of `use_storage_options`. Raises ValueError for a store that fsspec
+    does not know, ImportError for one whose package is missing.
     """
     protocol = None if url.startswith("/") else fsspec.core.split_protocol(url)[0]
     try:
-        filesystem = fsspec.filesystem(protocol or "file")
+        filesystem = fsspec.filesystem(protocol or "file", **options)
     except ImportError as error:
         extra = _EXTRAS.get(protocol or "")
         hint = f": pip install 'beamtag[{extra}]'" if extra else ""

@@ -8,7 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms.accounting import EXAMPLES, Account, Example, finished, merge_accounts
-from transforms.records import RETRYABLE, Failure, RunSpec, TaggedBatch
-from transforms.schemas import FAILURES
-from transforms.storage import publish
+from transforms.records import RETRYABLE, Effort, Failure, RunSpec, TaggedBatch
+from transforms.schemas import failures_schema
+from transforms.storage import StorageOptions, publish, use_storage_options
 
 ROW_GROUP_ROWS = 64 * 1024
 
@@ -34,11 +34,12 @@ class WriteShards(beam.PTransform[beam.PCollection[TaggedBatch], beam.PCollectio
 
     run: RunSpec
     model_id: str
+    storage_options: StorageOptions = field(default_factory=dict)
 
     def expand(self, pcoll: beam.PCollection[TaggedBatch]) -> beam.PCollection[Account]:
         """Wire the writer."""
         accounts: beam.PCollection[Account] = pcoll | "WriteFiles" >> beam.ParDo(
-            _WriteWholeShards(self.run, self.model_id)
+            _WriteWholeShards(self.run, self.model_id, self.storage_options)
         )
         return accounts
 
@@ -46,9 +47,13 @@ class WriteShards(beam.PTransform[beam.PCollection[TaggedBatch], beam.PCollectio
 class _WriteWholeShards(beam.DoFn):
     """A DoFn for the batches that wait for the rest of their shard."""
 
-    def __init__(self, run: RunSpec, model_id: str) -> None:
+    def __init__(self, run: RunSpec, model_id: str, storage_options: StorageOptions) -> None:
         self._run = run
         self._model_id = model_id
+        self._storage_options = storage_options
+
+    def setup(self) -> None:
+        use_storage_options(self._storage_options)
 
     def start_bundle(self) -> None:
         self._waiting: dict[str, list[TaggedBatch]] = {}
@@ -57,7 +62,8 @@ class _WriteWholeShards(beam.DoFn):
         position = batch.embedded.position
         batches = self._waiting.setdefault(position.shard_id, [])
         batches.append(batch)
-        if len(batches) == position.of:
+        final = max(batches, key=lambda batch: batch.embedded.position.seq).embedded.position
+        if final.last and len(batches) == final.seq + 1:
             yield write_shard(self._waiting.pop(position.shard_id), self._run, self._model_id)
 
     def finish_bundle(self) -> None:
@@ -75,13 +81,15 @@ def write_shard(batches: Sequence[TaggedBatch], run: RunSpec, model_id: str) -> 
     failures = [failure for batch in batches for failure in batch.embedded.failures]
     embeddings = pa.Table.from_batches([batch.embedded.embeddings for batch in batches])
     account = Account(
+        listed=sum(batch.embedded.listed for batch in batches),
         embedded=embeddings.num_rows,
         bytes=pc.sum(embeddings.column("bytes")).as_py() or 0,
+        modalities=Counter(embeddings.column("modality").to_pylist()),
         failures=Counter(str(failure.reason) for failure in failures),
     )
     for batch in batches:
-        account.spend(batch.embedded.seconds)
-        account.spend(batch.seconds)
+        account.spend(batch.embedded.effort)
+        account.spend(batch.effort)
 
     def write(table: pa.Table, *partitions: str) -> None:
         url = table_file(run.output, shard_id, *partitions, f"dt={run.run_date}")
@@ -96,8 +104,8 @@ def write_shard(batches: Sequence[TaggedBatch], run: RunSpec, model_id: str) -> 
         account.labels[label_set_id] = Counter(best.column("label").to_pylist())
         if not account.examples:
             account.examples = _examples(best)
-    write(failure_rows(failures, run.run_id), "failures")
-    account.spend({"write": time.perf_counter() - started})
+    write(failure_rows(failures, run), "failures")
+    account.spend(Effort({"write": time.perf_counter() - started}))
     return account
 
 
@@ -115,23 +123,25 @@ def table_file(output: str, shard_id: str, *partitions: str) -> str:
     return "/".join([output.rstrip("/"), *partitions, f"shard-{shard_id}.parquet"])
 
 
-def failure_rows(failures: Sequence[Failure], run_id: str) -> pa.Table:
+def failure_rows(failures: Sequence[Failure], run: RunSpec) -> pa.Table:
     """Rows of `failures`."""
     now = datetime.datetime.now(datetime.UTC)
     rows = [
         {
             "uri": failure.ref.uri,
             "version": failure.ref.version,
+            "id": failure.ref.id,
             "stage": str(failure.stage),
             "reason": str(failure.reason),
             "message": failure.message,
             "retryable": failure.reason in RETRYABLE,
-            "run_id": run_id,
+            "run_id": run.run_id,
             "failed_at": now,
+            **dict(zip(run.carry, failure.ref.carried, strict=False)),
         }
         for failure in failures
     ]
-    return pa.Table.from_pylist(rows, schema=FAILURES)
+    return pa.Table.from_pylist(rows, schema=failures_schema(run.carry))
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -162,19 +172,27 @@ class WriteRunRecord(beam.PTransform[beam.PCollection[Account], beam.PCollection
 
     url: str
     header: Mapping[str, Any]
+    storage_options: StorageOptions = field(default_factory=dict)
 
     def expand(self, pcoll: beam.PCollection[Account]) -> beam.PCollection[str]:
         """Merge, then write once."""
         record: beam.PCollection[str] = (
             pcoll
             | "MergeAccounts" >> beam.CombineGlobally(merge_accounts)
-            | "WriteRecord" >> beam.Map(write_run_record, self.url, self.header)
+            | "WriteRecord"
+            >> beam.Map(write_run_record, self.url, self.header, self.storage_options)
         )
         return record
 
 
-def write_run_record(account: Account, url: str, header: Mapping[str, Any]) -> str:
+def write_run_record(
+    account: Account,
+    url: str,
+    header: Mapping[str, Any],
+    storage_options: StorageOptions | None = None,
+) -> str:
     """Write a finished run's record and give its URL."""
+    use_storage_options(storage_options or {})
     publish_record(url, {**header, **finished(account, header["started_at"])})
     return url
 

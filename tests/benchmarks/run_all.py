@@ -11,7 +11,7 @@ import sys
 
 import bench
 
-NAMES = ("parity", "demo_accuracy", "overhead", "memory")
+NAMES = ("parity", "demo_accuracy", "overhead", "memory", "latency", "listing")
 NOT_MEASURED = 3
 """How a benchmark ends that lacks what it measures on; it has said what."""
 

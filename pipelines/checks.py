@@ -1,0 +1,96 @@
+"""What a flag's value may be: text in, a value out, or the reason why not."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+def nonempty(text: str) -> str:
+    """Something."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
+def url(text: str) -> str:
+    """A URL as given, or an absolute local path: a record means the same from anywhere."""
+    nonempty(text)
+    return text.rstrip("/") if "://" in text else os.path.abspath(os.path.expanduser(text))
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return number
+
+
+def date(text: str) -> str:
+    """A day, as tables are partitioned by it."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date like 2026-01-31") from None
+
+
+def colour(text: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of six hexadecimal digits."""
+    if not re.fullmatch(r"#?[0-9a-fA-F]{6}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a colour like ffffff")
+    red, green, blue = bytes.fromhex(text.removeprefix("#"))
+    return red, green, blue
+
+
+def seconds(text: str) -> float:
+    """A time above zero."""
+    return _number(text, 0.001, float("inf"), "a number of seconds above 0")
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    return _number(text, 0.0, 1.0, "a number from 0 to 1")
+
+
+def _number(text: str, low: float, high: float, what: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not low <= number <= high or number == float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return number
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Words between commas, each once."""
+    found = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list like a,b,c")
+    return found
+
+
+def extensions(text: str) -> tuple[str, ...]:
+    """File extensions between commas, with or without their dots."""
+    return tuple(f".{word.lower().lstrip('.')}" for word in words(text))
+
+
+def storage_options(text: str) -> Mapping[str, Mapping[str, Any]]:
+    """JSON: for each store, by its URL scheme, the arguments of its client."""
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is not JSON: {error}") from None
+    if not isinstance(options, dict) or not all(isinstance(of, dict) for of in options.values()):
+        example = '{"s3": {"endpoint_url": "https://..."}}'
+        raise argparse.ArgumentTypeError(f"is not a map of stores to arguments, like {example}")
+    return options
