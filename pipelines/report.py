@@ -149,6 +149,8 @@ def summarize(record: dict[str, Any], record_url: str, console: Console) -> None
     table.add_row("embedded", f"{counts['embedded']:,}")
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in record["failures"].items())
     table.add_row("failed", f"{counts['failed']:,}" + (f" ({reasons})" if reasons else ""))
+    if record["retries"]:
+        table.add_row("retries", f"{record['retries']:,} reads were tried again")
     table.add_row("speed", f"{record['items_per_second']:,.0f} items/s")
     console.print(table)
 

@@ -70,6 +70,7 @@ def test_a_store_that_fails_three_times_in_ten(job: Job, scheme, tmp_path, monke
     assert len(counts["faults"]) >= 6, counts
     assert faults - counts["faults"].get("reset", 0) <= record["retries"] <= faults
     assert counts["objects"] == ITEMS + faults
+    assert "reads were tried again" in done.out
 
 
 def test_a_store_that_never_answers_is_a_row_and_not_a_hang(job: Job, tmp_path, monkeypatch):

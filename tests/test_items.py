@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from conftest import encoded, picture
+from faulty import faulty_server
 
 from transforms.decoding import ImageDecoder
 from transforms.items import ItemReader, Room
@@ -161,11 +162,34 @@ def test_a_version_that_nobody_told_is_the_one_that_was_read():
     assert len(paired) > len("+text-0011")
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_bytes_in_flight_are_capped(tmp_path, listed, monkeypatch):
+    size = 200_000
+    monkeypatch.setattr("transforms.items.UNLISTED_BYTES", 10_000)
+    for number in range(16):
+        (tmp_path / f"{number}.jpg").write_bytes(PICTURE + bytes(size - len(PICTURE)))
+    with faulty_server(folder=tmp_path, delay=0.1) as web:
+        reader = ItemReader(DECODER, ReadLimits())
+        reader._bytes_room = Room(3 * size)
+        refs = [
+            MediaRef(f"{web.url}/{number}.jpg", "v", size if listed else None)
+            for number in range(16)
+        ]
+        with ThreadPoolExecutor(16) as pool:
+            items = list(pool.map(reader.read, refs))
+        counts = web.counts()
+    assert all(item.outcome.width == 64 for item in items)
+    # What is not listed is asked for once more, by then with its size known, when there is room.
+    assert counts["objects"] == (16 if listed else 32)
+    if listed:
+        assert counts["most_at_once"] == 3
+
+
 def test_a_samples_bytes_give_their_room_back():
     reader = ItemReader(DECODER, ReadLimits())
-    reader.bytes_room = Room(len(PICTURE))
+    reader.samples_room = Room(len(PICTURE))
     for _ in range(3):
-        reader.bytes_room.acquire(len(PICTURE))
+        reader.samples_room.acquire(len(PICTURE))
         sample = TarSample(MediaRef("t.tar#a.jpg", "v", fetched=False), PICTURE)
         assert reader.read(sample).outcome.width == 64
 

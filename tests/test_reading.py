@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -135,3 +136,21 @@ def test_batches_read_ahead_keep_their_own_window_and_time(tmp_path):
                 or pytest.fail(str(actual))
             ),
         )
+
+
+def test_tars_and_objects_do_not_wait_for_each_other(tmp_path, monkeypatch):
+    """Samples that wait for their turn hold their bytes: never what an object before them needs."""
+    monkeypatch.setattr("transforms.items.BYTES_AT_ONCE", 2000)
+    monkeypatch.setattr("transforms.items.SAMPLE_BYTES_AT_ONCE", 2000)
+    objects = make_shard(refs(write_pictures(tmp_path / "objects", 40)))
+    tar = tmp_path / "set.tar"
+    with tarfile.open(tar, "w") as archive:
+        for picture_file in sorted((tmp_path / "objects").iterdir()):
+            archive.add(picture_file, picture_file.name)
+    tars = Shard("tar", (MediaRef(str(tar), "v", tar.stat().st_size),), tar=True)
+    batches = read([objects, tars, objects, tars])
+    assert sum(len(batch) for batch in batches) == 160
+    assert sum(batch.listed for batch in batches) == 80
+    assert [b.position.shard_id for b in batches if b.position.last] == [
+        objects.shard_id, "tar-0000", objects.shard_id, "tar-0000",
+    ]  # fmt: skip

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Job, Outcome, encoded, picture, write_pictures
 from faulty import faulty_server
+from pictures import HEIGHT, WIDTH, heics, varieties
+from PIL import Image
 
 
 def vectors(done: Outcome) -> dict[str, np.ndarray]:
@@ -63,6 +65,30 @@ def test_parts_of_a_glob(job: Job, archive):
     assert names(done, archive) == ["raw/thumbs/00000.jpg", "raw/x.png"]
     done = job(input=archive / "raw" / "*", output=archive.parent / "all")
     assert names(done, archive) == ["raw/00000.jpg", "raw/00001.jpg", "raw/notes.txt", "raw/x.png"]
+
+
+# Pictures of every kind.
+
+
+def test_every_kind_of_picture_gives_the_vector_of_its_pixels(job: Job, tmp_path):
+    """Each file under a name that tells nothing, beside a PNG of the pixels it must give."""
+    shelf = tmp_path / "kinds"
+    shelf.mkdir()
+    kinds = {}
+    for number, variety in enumerate([*varieties(), *heics(picture(WIDTH, HEIGHT))]):
+        (shelf / f"{number:03d}.bin").write_bytes(variety.data)
+        (shelf / f"{number:03d}.png").write_bytes(encoded(Image.fromarray(variety.pixels), "PNG"))
+        kinds[f"{number:03d}"] = variety.name
+    done = job(input=shelf / "*")
+    assert done.status == 0, done.err
+    assert [(row["uri"], row["message"]) for row in done.table("failures")] == []
+    found = {Path(uri).name: vector for uri, vector in vectors(done).items()}
+    assert len(found) == 2 * len(kinds)
+    off = {
+        name: float(found[f"{number}.bin"] @ found[f"{number}.png"])
+        for number, name in kinds.items()
+    }
+    assert {name: cosine for name, cosine in off.items() if cosine < 0.995} == {}
 
 
 # Manifests.

@@ -36,6 +36,12 @@ from transforms.texts import decode_text
 BYTES_AT_ONCE = 512 * 1024 * 1024
 """How many bytes of objects may be fetched, or in fetching, and not decoded yet."""
 
+SAMPLE_BYTES_AT_ONCE = 256 * 1024 * 1024
+"""The same for samples of tars, which have their bytes before they have their turn.
+
+Room of their own: waiting in line with it, they could keep those before them from theirs.
+"""
+
 UNLISTED_BYTES = 8 * 1024 * 1024
 """What an object of a size that no listing told may have, before it waits for its own room."""
 
@@ -103,9 +109,10 @@ class ItemReader:
 
     def __init__(self, decode: ImageDecoder, limits: ReadLimits) -> None:
         self.decode = decode
-        self.bytes_room = Room(BYTES_AT_ONCE)
+        self.samples_room = Room(SAMPLE_BYTES_AT_ONCE)
         self.fetcher = Fetcher(limits.deadline_s, limits.concurrency)
         self._limits = limits
+        self._bytes_room = Room(BYTES_AT_ONCE)
         self._decoding_room = Room(DECODED_AT_ONCE)
         self._slots = threading.Semaphore(limits.concurrency)
 
@@ -125,7 +132,7 @@ class ItemReader:
             media = Failure(ref, Stage.READ, sample.problem.reason, str(sample.problem))
         elif sample.data is not None:
             with contextlib.ExitStack() as held:
-                held.callback(self.bytes_room.release, len(sample.data))
+                held.callback(self.samples_room.release, len(sample.data))
                 media = self._decode(ref, sample.data, spent)
         elif ref.fetched:
             media = self._fetch_and_decode(ref, spent)
@@ -152,7 +159,7 @@ class ItemReader:
             raise _too_many(ref.size, most)
         allowance = min(UNLISTED_BYTES if ref.size is None else ref.size, most)
         while True:
-            with self.bytes_room.take(allowance):
+            with self._bytes_room.take(allowance):
                 try:
                     with self._slots:
                         fetched = self.fetcher.fetch(ref.uri, allowance)

@@ -193,7 +193,7 @@ class _ReadBatches(beam.DoFn):
                 for sample in read_samples(
                     file, tar.uri, tar.version, self.settings.carry, limits.max_bytes, pictures
                 ):
-                    items.bytes_room.acquire(len(sample.data or b""))
+                    items.samples_room.acquire(len(sample.data or b""))
                     yield sample
         except MediaError as error:
             yield TarSample(tar, problem=error)
