@@ -2,8 +2,7 @@
 
     python tests/broken.py FOLDER
 
-Every file comes with its outcomes: "embedded", or reasons of `transforms.records.Reason`. Where
-there are several, it depends on where the damage lies, or on whether the job takes text.
+Under FOLDER/media are files that are read as they are, under FOLDER/tars tars.
 """
 
 from __future__ import annotations
@@ -12,12 +11,22 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import hostile
 import numpy as np
-from hostile import chunk, encoded, grey_tiff, png, segment, with_segments
-from PIL import Image
+from brokentars import broken_tars
+from hostile import hostile_pictures
+from outcomes import (
+    DAMAGED,
+    EMBEDDED,
+    EMPTY,
+    NO_IMAGE,
+    NO_TEXT,
+    TOO_LARGE,
+    TRUNCATED,
+    Broken,
+    broken,
+)
+from pieces import encoded, sketch
 
 try:
     import pillow_heif
@@ -26,57 +35,36 @@ except ImportError:  # the `heic` extra: without it there are no HEIC files in t
 else:
     pillow_heif.register_heif_opener()
 
-EMBEDDED, EMPTY, NO_IMAGE = "embedded", "empty", "not_an_image"
-TRUNCATED, CORRUPT, TOO_LARGE = "truncated_image", "corrupt_image", "too_many_pixels"
-UNSUPPORTED, NO_TEXT = "unsupported_image", "not_text"
-DAMAGED = frozenset({TRUNCATED, CORRUPT, UNSUPPORTED})
-
-TOO_WIDE = 16_000
-"""Both sides of a bomb: twice the pixels that are allowed by default."""
-
-
-class Broken(NamedTuple):
-    """One file: its path within the corpus, its bytes, and what may become of it."""
-
-    name: str
-    data: bytes
-    outcomes: frozenset[str]
-
 
 def corpus() -> Iterator[Broken]:
-    """All files, in the order in which they are written."""
+    """All files under `media`, in the order in which they are written."""
     whole = wholes()
     for files in (
         _cut(whole),
         _flipped(whole),
         _mistaken(whole),
         _served(),
-        _bombs(whole),
-        _loops(whole),
-        _odd_jpegs(whole["jpg"]),
+        hostile_pictures(whole),
         _others(),
         _texts(),
         _named(whole["jpg"]),
     ):
         yield from files
-    for name, data, outcome in hostile.costly_files(_picture(64, 48)):
-        yield _file(f"costly/{name}", data, outcome)
 
 
 def make_corpus(folder: Path) -> list[Path]:
-    """Write the corpus under `folder`: about 20 MB."""
-    paths = []
-    for file in corpus():
-        path = folder / file.name
+    """Write the corpus under `folder`: about 30 MB."""
+    files = [(folder / "media" / file.name, file.data) for file in corpus()]
+    files += [(folder / "tars" / tar.name, tar.data) for tar in broken_tars()]
+    for path, data in files:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(file.data)
-        paths.append(path)
-    return paths
+        path.write_bytes(data)
+    return [path for path, _ in files]
 
 
 def wholes() -> dict[str, bytes]:
     """A good picture of every kind, by the extension that belongs to it."""
-    picture = _picture(120, 90)
+    picture = sketch(120, 90)
     whole = {
         "jpg": encoded(picture, "JPEG"),
         "progressive.jpg": encoded(picture, "JPEG", progressive=True),
@@ -94,24 +82,14 @@ def wholes() -> dict[str, bytes]:
     return whole
 
 
-def _picture(width: int, height: int) -> Image.Image:
-    random = np.random.default_rng(7)
-    coarse = Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-    return coarse.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def _file(name: str, data: bytes, *outcomes: str) -> Broken:
-    return Broken(name, data, frozenset(outcomes))
-
-
 def _cut(whole: dict[str, bytes]) -> Iterator[Broken]:
     for kind, data in whole.items():
         for tenths in range(1, 10):
             part = data[: len(data) * tenths // 10]
-            yield _file(f"cut/{tenths}0-percent.{kind}", part, TRUNCATED)
-        yield _file(f"cut/header-only.{kind}", data[:24], *DAMAGED)
-        yield _file(f"cut/one-byte.{kind}", data[:1], NO_IMAGE)
-        yield _file(f"cut/nothing.{kind}", b"", EMPTY)
+            yield broken(f"cut/{tenths}0-percent.{kind}", part, TRUNCATED)
+        yield broken(f"cut/header-only.{kind}", data[:24], *DAMAGED)
+        yield broken(f"cut/one-byte.{kind}", data[:1], NO_IMAGE)
+        yield broken(f"cut/nothing.{kind}", b"", EMPTY)
 
 
 def _flipped(whole: dict[str, bytes]) -> Iterator[Broken]:
@@ -123,22 +101,22 @@ def _flipped(whole: dict[str, bytes]) -> Iterator[Broken]:
             for place in random.integers(12, len(data), 5):
                 damaged[place] ^= int(random.integers(1, 256))
             outcomes = {EMBEDDED, TOO_LARGE, *DAMAGED}
-            yield _file(f"flipped/{number}.{kind}", bytes(damaged), *outcomes)
+            yield broken(f"flipped/{number}.{kind}", bytes(damaged), *outcomes)
 
 
 def _mistaken(whole: dict[str, bytes]) -> Iterator[Broken]:
     kinds = list(whole)
     for kind, following in zip(kinds, kinds[1:] + kinds[:1], strict=True):
         data = whole[kind]
-        yield _file(f"mistaken/is-{kind}.{following}", data, EMBEDDED)
-        yield _file(f"mistaken/no-magic.{kind}", bytes(12) + data[12:], NO_IMAGE)
+        yield broken(f"mistaken/is-{kind}.{following}", data, EMBEDDED)
+        yield broken(f"mistaken/no-magic.{kind}", bytes(12) + data[12:], NO_IMAGE)
         other = whole[following][:12] + data[12:]
         outcomes = {*DAMAGED, TOO_LARGE}
         if following.endswith(kind) or kind.endswith(following):
             outcomes.add(EMBEDDED)
         if following == "bmp":  # its signature is two letters only, and more is asked for
             outcomes.add(NO_IMAGE)
-        yield _file(f"mistaken/magic-of-{following}.{kind}", other, *outcomes)
+        yield broken(f"mistaken/magic-of-{following}.{kind}", other, *outcomes)
 
 
 def _served() -> Iterator[Broken]:
@@ -154,107 +132,7 @@ def _served() -> Iterator[Broken]:
         "plain": "BMW is a maker of cars, and this is a text.",
         "spaces": " " * 1000,
     }.items():
-        yield _file(f"served/{name}.jpg", body.encode(), NO_IMAGE, EMPTY, EMBEDDED)
-
-
-def _bombs(whole: dict[str, bytes]) -> Iterator[Broken]:
-    """Headers that claim more pixels than are allowed, without them or with pixels that shrink."""
-    wide, was = TOO_WIDE, (120, 90)
-
-    def patched(kind: str, place: int, layout: str, *values: int) -> bytes:
-        data = bytearray(whole[kind])
-        struct.pack_into(layout, data, place, *values)
-        return bytes(data)
-
-    jpeg = whole["jpg"]
-    frame = jpeg.find(b"\xff\xc0") + 5
-    boxes = whole["jp2"].find(b"ihdr") + 4
-    yield _file("bombs/a.jpg", patched("jpg", frame, ">HH", 65_500, 65_500), TOO_LARGE)
-    yield _file("bombs/a.png", png(wide, wide, bytes(3 * wide + 1) * 20), TOO_LARGE)
-    yield _file("bombs/largest.png", png(2**31 - 1, 2**31 - 1, b""), TOO_LARGE)
-    yield _file("bombs/a.gif", _large_gif(whole["gif"]), TOO_LARGE)
-    yield _file("bombs/a.bmp", patched("bmp", 18, "<ii", wide, wide), TOO_LARGE)
-    yield _file("bombs/a.jp2", patched("jp2", boxes, ">II", wide, wide), TOO_LARGE)
-    yield _file("bombs/a.tif", grey_tiff(wide, wide), TOO_LARGE)
-    frame_of_webp = encoded(_picture(16, 16), "WEBP")
-    for side in (wide, 60_000):
-        canvas = hostile.webp_canvas(frame_of_webp, side, side)
-        yield _file(f"bombs/{side}.webp", canvas, TOO_LARGE)
-    lossless = bytearray(encoded(_picture(16, 16), "WEBP", lossless=True))
-    struct.pack_into("<I", lossless, 21, 0x0FFFFFFF)  # 16,384 x 16,384: the most there is
-    yield _file("bombs/lossless.webp", bytes(lossless), TOO_LARGE, *DAMAGED)
-    for kind in {"avif", "heic"} & set(whole):
-        yield _file(f"bombs/a.{kind}", hostile.claims(whole[kind], was, (wide, wide)), TOO_LARGE)
-        # Larger than coded, but allowed: some scale what there is.
-        larger = hostile.claims(whole[kind], was, (4000, 3000))
-        yield _file(f"bombs/claims-more.{kind}", larger, EMBEDDED, *DAMAGED)
-
-
-def _large_gif(gif: bytes) -> bytes:
-    return gif[:6] + struct.pack("<HH", 65_535, 65_535) + gif[10:]
-
-
-def _loops(whole: dict[str, bytes]) -> Iterator[Broken]:
-    """Directories that point to themselves, and animations without an end."""
-    # The EXIF directory (34665) of a directory is that directory itself.
-    loop = hostile.tiff([(34665, 4, 1, 8), (34853, 4, 1, 8)], following=8)
-    yield _file("loops/exif.jpg", with_segments(whole["jpg"], _exif(loop)), EMBEDDED)
-    rows = bytes(90 * (1 + 3 * 120))
-    yield _file("loops/exif.png", png(120, 90, rows, chunk(b"eXIf", loop)), EMBEDDED)
-    yield _file("loops/exif.webp", encoded(_picture(60, 40), "WEBP", exif=loop), EMBEDDED)
-    yield _file("loops/pages.tif", grey_tiff(60, 40, following=8), EMBEDDED)
-    yield _file("loops/below.tif", grey_tiff(60, 40, (34665, 4, 1, 8)), EMBEDDED)
-    beyond = grey_tiff(60, 40, (34665, 4, 1, 2**31))
-    yield _file("loops/beyond.tif", beyond, EMBEDDED, *DAMAGED)
-    yield _file("loops/counts.tif", grey_tiff(60, 40, (40000, 4, 2**32 - 1, 8)), *DAMAGED, EMBEDDED)
-    strips = hostile.tiff([(256, 4, 1, 60), (257, 4, 1, 40), (273, 4, 2**32 - 1, 8)])
-    yield _file("loops/strips.tif", strips, *DAMAGED)
-
-    frame = encoded(_picture(30, 20), "GIF")
-    start = 13 + (3 << ((frame[10] & 7) + 1))
-    endless = frame[:start] + frame[start:-1] * 5000
-    yield _file("loops/endless.gif", endless, EMBEDDED)
-    yield _file("loops/cut-in-a-frame.gif", endless[: len(endless) // 2 + 37], EMBEDDED)
-    count = chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))
-    control = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 120, 90, 0, 0, 1, 10, 0, 0))
-    yield _file("loops/counts.png", png(120, 90, rows, count + control), EMBEDDED)
-    wrong = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 10**9, 10**9, 0, 0, 1, 10, 0, 0))
-    yield _file("loops/frame.png", png(120, 90, rows, count + wrong), *DAMAGED, EMBEDDED)
-
-
-def _exif(tags: bytes) -> bytes:
-    return segment(0xE1, b"Exif\0\0" + tags)
-
-
-def _odd_jpegs(jpeg: bytes) -> Iterator[Broken]:
-    frame = jpeg.find(b"\xff\xc0")
-    twelve = jpeg[: frame + 4] + b"\x0c" + jpeg[frame + 5 :]
-    yield _file("jpeg/twelve-bits.jpg", twelve, UNSUPPORTED)
-    yield _file(
-        "jpeg/hierarchical.jpg", jpeg[:frame] + b"\xff\xc5" + jpeg[frame + 2 :], UNSUPPORTED
-    )
-    yield _file(
-        "jpeg/arithmetic.jpg", jpeg[:frame] + b"\xff\xc9" + jpeg[frame + 2 :], *DAMAGED, EMBEDDED
-    )
-    yield _file("jpeg/frames.jpg", with_segments(jpeg, jpeg[frame : frame + 19]), *DAMAGED)
-    overfull = segment(0xC4, b"\0" + b"\xff" * 16 + bytes(256))
-    yield _file("jpeg/overfull-table.jpg", with_segments(jpeg, overfull), *DAMAGED)
-    nested = segment(0xC4, b"\0" + bytes(15) + b"\xff" + overfull)
-    yield _file("jpeg/table-in-a-table.jpg", with_segments(jpeg, nested), *DAMAGED)
-    short = with_segments(jpeg, b"\xff\xe1\0\0")
-    yield _file("jpeg/negative-length.jpg", short, *DAMAGED, EMBEDDED)
-    print_ink = _picture(60, 40).convert("CMYK")
-    for name, profile in {"random": bytes(range(256)) * 4, "short": b"\0" * 10}.items():
-        ink = encoded(print_ink, "JPEG", icc_profile=profile)
-        yield _file(f"jpeg/cmyk-{name}-profile.jpg", ink, EMBEDDED)
-        yield _file(
-            f"jpeg/{name}-profile.jpg",
-            encoded(_picture(60, 40), "JPEG", icc_profile=profile),
-            EMBEDDED,
-        )
-    yield _file("jpeg/junk-behind.jpg", jpeg + bytes(range(256)) * 100, EMBEDDED)
-    yield _file("jpeg/two.jpg", jpeg + jpeg, EMBEDDED)
-    yield _file("jpeg/no-end.jpg", jpeg[:-2], TRUNCATED, EMBEDDED)
+        yield broken(f"served/{name}.jpg", body.encode(), NO_IMAGE, EMPTY, EMBEDDED)
 
 
 def _others() -> Iterator[Broken]:
@@ -273,7 +151,7 @@ def _others() -> Iterator[Broken]:
         "jxl": b"\xff\x0a" + bytes(range(50)),
         "tar": b"../../etc/passwd".ljust(512, b"\0") + bytes(1024),
     }.items():
-        yield _file(f"others/{name}.jpg", start, NO_IMAGE, NO_TEXT, EMBEDDED)
+        yield broken(f"others/{name}.jpg", start, NO_IMAGE, NO_TEXT, EMBEDDED)
 
 
 def _texts() -> Iterator[Broken]:
@@ -284,12 +162,12 @@ def _texts() -> Iterator[Broken]:
         data = sentence.encode(encoding)
         for tenths in range(1, 10):
             part = data[: len(data) * tenths // 10]
-            yield _file(f"texts/{encoding}-{tenths}0-percent.txt", part, *taken)
+            yield broken(f"texts/{encoding}-{tenths}0-percent.txt", part, *taken)
     for size in (10, 100, 1000, 100_000):
-        yield _file(f"texts/random-{size}.txt", random.bytes(size), *taken)
-    yield _file("texts/zeros.txt", bytes(1000), NO_IMAGE, NO_TEXT)
-    yield _file("texts/spaces.txt", b" \r\n\t" * 20, NO_IMAGE, EMPTY)
-    yield _file("texts/nothing.txt", b"", EMPTY)
+        yield broken(f"texts/random-{size}.txt", random.bytes(size), *taken)
+    yield broken("texts/zeros.txt", bytes(1000), NO_IMAGE, NO_TEXT)
+    yield broken("texts/spaces.txt", b" \r\n\t" * 20, NO_IMAGE, EMPTY)
+    yield broken("texts/nothing.txt", b"", EMPTY)
 
 
 def _named(jpeg: bytes) -> Iterator[Broken]:
@@ -310,7 +188,7 @@ def _named(jpeg: bytes) -> Iterator[Broken]:
         "tab\tin.jpg",
         "x" * 200 + ".jpg",
     ):
-        yield _file(f"names/{name}", jpeg, EMBEDDED)
+        yield broken(f"names/{name}", jpeg, EMBEDDED)
 
 
 if __name__ == "__main__":

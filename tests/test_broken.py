@@ -1,18 +1,20 @@
-"""Broken and hostile files through the whole job, and through the decoder alone."""
+"""Broken and hostile files and tars through the whole job, and through the decoder alone."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pyarrow.dataset as ds
 import pytest
-from broken import Broken, corpus, make_corpus, wholes
-from conftest import Job, encoded, picture
+from broken import corpus, make_corpus, wholes
+from brokentars import OUTSIDE, broken_tars
+from conftest import LABELS, Outcome, encoded, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from outcomes import Broken
 
 from transforms.decoding import decode_image
 from transforms.records import MediaError, Preprocess, Reason
@@ -23,50 +25,18 @@ MAX_PIXELS = 128_000_000
 
 MORE_MEMORY = 256
 """MiB above the same job over one good picture. Measured: 50, for originals of up to 12 million
-pixels. The tags of `costly/tags.*` alone would take a gigabyte."""
+pixels. The tags of `costly/tags.*` alone would take a gigabyte, a member of a tar 300 MiB."""
 
 SECONDS = 2.0
 """For one file alone. The slowest takes 0.1, and the scans of `costly/scans.jpg` would take 3."""
 
 FILES = list(corpus())
+TARS = list(broken_tars())
 WHOLES = wholes()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("broken")
-    assert len(make_corpus(folder)) == len(FILES) >= 150
-    return folder
-
-
-def outcomes(output: Path) -> dict[str, str]:
-    """What became of each file, by its path; no path may come twice."""
-    rows = [
-        (row["uri"], row.get("reason", "embedded"))
-        for table in ("embeddings", "failures")
-        for row in ds.dataset(output / table, partitioning="hive").to_table().to_pylist()
-    ]
-    assert len(dict(rows)) == len(rows)
-    return dict(rows)
-
-
-def test_every_broken_file_is_embedded_or_one_failure(job: Job, folder):
-    done = job(input=f"{folder}/**/*", batch_size=16)
-    assert done.status == 0, done.err
-    found = outcomes(done.output)
-    assert set(found) == {str(folder / file.name) for file in FILES}
-    wrong = {
-        file.name: (found[str(folder / file.name)], sorted(file.outcomes))
-        for file in FILES
-        if found[str(folder / file.name)] not in file.outcomes
-    }
-    assert not wrong
-    counts = done.record["counts"]
-    assert counts["listed"] == len(FILES) == counts["embedded"] + counts["failed"]
-
-
-def peak_mebibytes(files: str, output: Path, labels: Path, model: Path) -> float:
-    """The peak resident set of the job as a process of its own.
+def run_apart(root: Path, model: Path, output: str, *inputs: str) -> tuple[Outcome, float]:
+    """The job as a process of its own, in a folder below `root`, and its peak in MiB.
 
     Linux carries the peak of the process that starts a child into the child's, and pytest's is as
     large as the job's: a small process stands between them.
@@ -76,27 +46,99 @@ def peak_mebibytes(files: str, output: Path, labels: Path, model: Path) -> float
         "_, status, usage = os.wait4(child.pid, 0);"
         "print('peak', usage.ru_maxrss, os.waitstatus_to_exitcode(status))"
     )
-    arguments = [f"--input={files}", f"--labels={labels}", f"--output={output}"]
+    arguments = [f"--input={each}" for each in inputs]
+    arguments += [f"--labels={root}/labels.yaml", f"--output={root}/{output}", "--batch_size=16"]
     command = [sys.executable, "-m", "pipelines.tag", *arguments, f"--model=local-dir:{model}"]
     ran = subprocess.run(
         [sys.executable, "-c", code, *command, "--quiet"],
-        cwd=ROOT,
+        cwd=root / "here",
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(root / "temporary")},
         capture_output=True,
         text=True,
         check=True,
     )
     _, peak, status = ran.stdout.splitlines()[-1].split()
-    assert int(status) == 0, ran.stderr
-    return int(peak) / 1024
+    return Outcome(int(status), ran.stdout, ran.stderr, root / output), int(peak) / 1024
 
 
-def test_memory_stays_bounded(folder, tmp_path, labels, vit):
-    (tmp_path / "good.jpg").write_bytes(encoded(picture()))
-    least = peak_mebibytes(f"{tmp_path}/good.jpg", tmp_path / "good", labels, vit)
-    peak = peak_mebibytes(f"{folder}/**/*", tmp_path / "bad", labels, vit)
-    print(f"peak {peak:.0f} MiB, {least:.0f} MiB for one good picture")
-    assert outcomes(tmp_path / "bad")
-    assert peak - least < MORE_MEMORY
+def listing(root: Path) -> dict[str, int | None]:
+    """Every folder, and every file with its time of change, but for those in the outputs."""
+    return {
+        str(path): None if path.is_dir() else path.stat().st_mtime_ns
+        for path in root.rglob("*")
+        if not path.is_relative_to(root / "good") and not path.is_relative_to(root / "bad")
+    }
+
+
+class Ran:
+    """The one job over the whole corpus, and the files around it before and after."""
+
+    def __init__(self, root: Path, model: Path) -> None:
+        self.media, self.tars = root / "corpus" / "media", root / "corpus" / "tars"
+        assert len(make_corpus(root / "corpus")) == len(FILES) + len(TARS) >= 200
+        (root / "good.jpg").write_bytes(encoded(picture()))
+        (root / "labels.yaml").write_text(LABELS)
+        for folder in ("here", "temporary"):
+            (root / folder).mkdir()
+        self.before = listing(root)
+        good, self.least = run_apart(root, model, "good", f"{root}/good.jpg")
+        assert good.status == 0, good.err
+        inputs = f"{self.media}/**/*", f"{self.tars}/*.tar"
+        self.done, self.peak = run_apart(root, model, "bad", *inputs)
+        self.after = listing(root)
+        self.rows = [
+            (row["uri"], row.get("reason", "embedded"))
+            for table in ("embeddings", "failures")
+            for row in self.done.table(table)
+        ]
+
+    def below(self, folder: Path) -> dict[str, str]:
+        """What became of each item, by its path below the folder."""
+        start = f"{folder}/"
+        return {uri.removeprefix(start): fate for uri, fate in self.rows if uri.startswith(start)}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, vit: Path) -> Ran:
+    return Ran(tmp_path_factory.mktemp("broken"), vit)
+
+
+def test_the_accounts_balance(ran: Ran):
+    assert ran.done.status == 0, ran.done.err
+    assert len(dict(ran.rows)) == len(ran.rows)
+    counts = ran.done.record["counts"]
+    fates = [fate for _, fate in ran.rows]
+    assert counts == {
+        "listed": len(fates), "reused": 0, "embedded": fates.count("embedded"),
+        "failed": len(fates) - fates.count("embedded"),
+    }  # fmt: skip
+
+
+def test_every_broken_file_is_embedded_or_one_failure(ran: Ran):
+    found = ran.below(ran.media)
+    assert set(found) == {file.name for file in FILES}
+    wrong = {
+        file.name: (found[file.name], sorted(file.outcomes))
+        for file in FILES
+        if found[file.name] not in file.outcomes
+    }
+    assert not wrong
+
+
+def test_all_that_a_broken_tar_lets_read_is_embedded(ran: Ran):
+    expected = {f"{tar.name}#{name}": fate for tar in TARS for name, fate in tar.items.items()}
+    expected |= {tar.name: "corrupt_archive" for tar in TARS if tar.corrupt}
+    assert ran.below(ran.tars) == expected
+
+
+def test_nothing_is_written_outside_the_output(ran: Ran):
+    assert ran.after == ran.before
+    assert not Path("/", OUTSIDE).exists()
+
+
+def test_memory_stays_bounded(ran: Ran):
+    print(f"peak {ran.peak:.0f} MiB, {ran.least:.0f} MiB for one good picture")
+    assert ran.peak - ran.least < MORE_MEMORY
 
 
 def outcome_of(data: bytes) -> str:

@@ -37,7 +37,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(bench.ROOT))
 from pipelines import options, tag
-from transforms.embedding import label_vectors
+from transforms.encoding import label_vectors
 from transforms.reading import BATCHES_AHEAD
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def bare_loop(spec: options.TagSpec, model: OpenClipModel, threads: int, written
 
     decoder = ImageDecoder(model.info.preprocess, spec.max_pixels, spec.background)
     started, cpu = time.perf_counter(), time.process_time()
-    (folder,) = spec.inputs
+    ((folder, _),) = spec.inputs
     paths = sorted(Path(folder).iterdir())
     labels = label_vectors(spec.label_sets[0], model)
     vectors, chosen = [], []
@@ -182,7 +182,7 @@ def main() -> None:
     print(bench.machine())
     for name in args.case or CASES:
         with bench.scratch() as folder:
-            measure(CASES[name], args.pairs, args.threads or defaults.read_concurrency, folder)
+            measure(CASES[name], args.pairs, args.threads or defaults.limits.concurrency, folder)
 
 
 if __name__ == "__main__":
