@@ -21,7 +21,30 @@ def nonempty(text: str) -> str:
 def url(text: str) -> str:
     """A URL as given, or an absolute local path: a record means the same from anywhere."""
     nonempty(text)
-    return text.rstrip("/") if "://" in text else os.path.abspath(os.path.expanduser(text))
+    if "://" not in text:
+        return os.path.abspath(os.path.expanduser(text))
+    if not text.partition("://")[2].strip("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing after ://")
+    return text.rstrip("/")
+
+
+def output_url(text: str) -> str:
+    """A URL or local path that can be written to."""
+    if text.lower().startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError("nothing can be written to http:// and https://")
+    return url(text)
+
+
+def glob(text: str) -> str:
+    """A glob of a name, or of a path."""
+    # Not at the top: --help does not wait for fsspec.
+    from transforms.selecting import pattern_of
+
+    try:
+        pattern_of(nonempty(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(" ".join(str(error).split())) from None
+    return text
 
 
 def positive(text: str) -> int:

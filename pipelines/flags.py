@@ -67,16 +67,17 @@ def tag_parser(prog: str = "beamtag tag") -> argparse.ArgumentParser:
         "--include",
         action="append",
         default=[],
-        type=checks.nonempty,
+        type=checks.glob,
         metavar="GLOB",
-        help="take only these: of the name, or with a / of the path below the input; may be "
+        help="of folders and globs of media take only these (manifests, tars, and objects named "
+        "one by one are all taken): of the name, or with a / of the path below the input; may be "
         "given again",
     )
     group.add_argument(
         "--exclude",
         action="append",
         default=[],
-        type=checks.nonempty,
+        type=checks.glob,
         metavar="GLOB",
         help="leave these out, likewise",
     )
@@ -84,8 +85,8 @@ def tag_parser(prog: str = "beamtag tag") -> argparse.ArgumentParser:
         "--extensions",
         type=checks.extensions,
         metavar="EXT,EXT",
-        help="take only these kinds of files, such as jpg,png,txt (default: pictures of a folder, "
-        "all that a glob names)",
+        help="likewise take only these kinds of files, such as jpg,png,txt (default: pictures of a "
+        "folder, all that a glob names)",
     )
     group.add_argument(
         "--carry",
@@ -114,7 +115,7 @@ def tag_parser(prog: str = "beamtag tag") -> argparse.ArgumentParser:
     group.add_argument(
         "--output",
         required=True,
-        type=checks.url,
+        type=checks.output_url,
         metavar="URL",
         help="where the tables are written",
     )

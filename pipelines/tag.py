@@ -136,12 +136,12 @@ def build(
 
     inputs = pipeline | "Inputs" >> beam.Create([spec.inputs])
     objects = inputs | "ListMedia" >> ListMedia(spec.selection, stores)
-    rows = inputs | "ListManifests" >> ListManifests(spec.selection, spec.run.carry, stores)
-    tars = inputs | "ListTars" >> ListTars(spec.selection, stores)
+    rows = inputs | "ListManifests" >> ListManifests(spec.run.carry, stores)
+    tars = inputs | "ListTars" >> ListTars(stores)
     # Grouped before they come together: a local runner keeps what goes into a Flatten.
     shards = (
         objects | "GroupIntoShards" >> GroupIntoShards(spec.shard_size),
-        rows | "GroupRows" >> GroupIntoShards(spec.shard_size),
+        rows | "GroupRows" >> GroupIntoShards(spec.shard_size, "rows"),
         tars,
     ) | "Shards" >> beam.Flatten()
     label_vectors = (
@@ -222,15 +222,21 @@ def _check_inputs(spec: TagSpec) -> None:
             exists = input_exists(given.url)
         # Any store's client, any error of its own; without its package there is none.
         except Exception as error:
-            raise UsageError(f"cannot look at --input={given.url}: {_one_line(error)}") from error
+            raise _unseen(given.url, error) from error
         if not exists:
             raise UsageError(f"--input={given.url} does not exist")
         if given.kind == "manifest":
             try:
-                for ref in list_inputs([given], "manifest", spec.selection, spec.storage_options):
+                for ref in list_inputs([given], "manifest", None, spec.storage_options):
                     check_manifest(ref.uri, spec.run.carry)
             except ManifestError as error:
                 raise UsageError(str(error)) from error
+            except Exception as error:  # as above
+                raise _unseen(given.url, error) from error
+
+
+def _unseen(url: str, error: Exception) -> UsageError:
+    return UsageError(f"cannot look at --input={url}: {_one_line(error)}")
 
 
 def _header(spec: TagSpec, model: ModelInfo, device: str) -> dict[str, Any]:
@@ -239,7 +245,7 @@ def _header(spec: TagSpec, model: ModelInfo, device: str) -> dict[str, Any]:
         "run_id": spec.run.run_id,
         "run_date": spec.run.run_date,
         "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
-        "inputs": [given.url for given in spec.inputs],
+        "inputs": [_masked(given.url) for given in spec.inputs],
         "output": spec.run.output,
         "model_id": model.model_id,
         "model": {**dataclasses.asdict(spec.model), "device": device},
@@ -252,6 +258,18 @@ def _header(spec: TagSpec, model: ModelInfo, device: str) -> dict[str, Any]:
         "beam_args": spec.beam_args,
         "versions": {name: metadata.version(name) for name in VERSIONED},
     }
+
+
+def _masked(url: str) -> str:
+    """The URL without the password that it may have."""
+    scheme, mark, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    login, at, host = place.rpartition("@")
+    user, colon, _ = login.partition(":")
+    # On GitHub `org:repo@ref` is no login.
+    if not mark or not at or not colon or scheme == "github":
+        return url
+    return f"{scheme}://{user}:***@{host}{slash}{path}"
 
 
 def _plain(value: Any) -> Any:

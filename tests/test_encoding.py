@@ -104,6 +104,31 @@ def test_a_half_that_the_model_cannot_take_leaves_the_other():
     assert (failure.ref.uri, failure.message) == ("u4", "a picture that the model cannot take")
 
 
+def test_one_pair_that_fails_in_both_halves_is_to_blame_itself():
+    (failure,) = embed_batch(batch((99, "poison")), FakeModel(poison=99), 3, RUN).failures
+    assert (failure.ref.uri, failure.reason) == ("u0", Reason.MODEL_ERROR)
+    with pytest.raises(RuntimeError, match="a picture that"):
+        embed_batch(batch((99, "poison"), (99, None)), FakeModel(poison=99), 3, RUN)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such token"), ValueError("no such token")])
+def test_a_text_that_the_tokenizer_cannot_take(error):
+    class Choosy(FakeModel):
+        def text_windows(self, text):
+            if text == "odd":
+                raise error
+            return super().text_windows(text)
+
+    items = batch((7, None), (None, "a"), (None, "odd"), (7, "odd"), (7, "b"))
+    embedded = embed_batch(items, Choosy(), 3, RUN)
+    assert [(row["uri"], row["text_windows"], row["unused"]) for row in rows(embedded)] == [
+        ("u0", None, None), ("u1", 1, None), ("u3", None, "text: model_error"), ("u4", 1, None),
+    ]  # fmt: skip
+    (failure,) = embedded.failures
+    assert (failure.ref.uri, failure.reason) == ("u2", Reason.MODEL_ERROR)
+    assert failure.message == "no such token"
+
+
 def test_halves_that_cancel_out_leave_the_picture():
     class Opposed(FakeModel):
         def encode_texts(self, texts):

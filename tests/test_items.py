@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -157,9 +157,9 @@ def test_a_version_that_nobody_told_is_the_one_that_was_read():
     fsspec.filesystem("memory").pipe_file("/v.jpg", PICTURE)
     assert read(MediaRef("memory://v.jpg", "")).ref.version
     assert read(MediaRef("memory://v.jpg", "17")).ref.version == "17"
-    paired = read(MediaRef("memory://v.jpg", "text-0011", text="a dog")).ref.version
-    assert paired.endswith("+text-0011")
-    assert len(paired) > len("+text-0011")
+    paired = read(MediaRef("memory://v.jpg", "text-0011aabb", text="a dog")).ref.version
+    assert paired.endswith("+text-0011aabb")
+    assert len(paired) > len("+text-0011aabb")
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -189,8 +189,8 @@ def test_a_samples_bytes_give_their_room_back():
     reader = ItemReader(DECODER, ReadLimits())
     reader.samples_room = Room(len(PICTURE))
     for _ in range(3):
-        reader.samples_room.acquire(len(PICTURE))
         sample = TarSample(MediaRef("t.tar#a.jpg", "v", fetched=False), PICTURE)
+        reader.make_room(sample)
         assert reader.read(sample).outcome.width == 64
 
 
@@ -219,6 +219,16 @@ def test_what_is_in_memory_is_bounded():
     assert most_at_once(10, [4] * 12) <= 10
     assert most_at_once(100, [4] * 12) > 10  # small ones do not wait for each other
     assert most_at_once(10, [25, 3, 25, 3]) == 25  # larger than all the room: alone, but at all
+
+
+def test_a_closed_room_wakes_who_waits():
+    room = Room(10)
+    room.acquire(10)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(room.acquire, 1)
+        room.close()
+        with pytest.raises(CancelledError):
+            waiting.result(timeout=5)
 
 
 def test_the_room_is_given_back_when_decoding_fails():

@@ -6,15 +6,19 @@ from pathlib import Path
 import apache_beam as beam
 import fsspec
 import pytest
-from apache_beam.testing.util import assert_that
+from apache_beam.testing.util import assert_that, equal_to
+from fsspec.implementations.memory import MemoryFileSystem
 
 from transforms.listing import (
     GroupIntoShards,
+    ListManifests,
     ListMedia,
+    ListTars,
     input_exists,
     list_media,
     make_shard,
 )
+from transforms.progress import progress
 from transforms.records import Input, MediaRef, Selection
 from transforms.storage import version_of
 
@@ -109,6 +113,60 @@ def test_a_name_that_is_not_utf8_is_still_a_row(tmp_path):
     assert ref.uri == f"{tmp_path}/caf\\xe9.jpg"
 
 
+def test_a_tar_that_two_inputs_name_is_one_shard(tmp_path):
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / name).write_bytes(b"")
+    urls = [f"{tmp_path}/a.tar", f"{tmp_path}/*.tar", str(tmp_path)]
+    progress.reset()
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        inputs = pipeline | beam.Create([tuple(Input(url, "tar") for url in urls)])
+        uris = inputs | ListTars() | beam.Map(lambda shard: os.path.basename(shard.refs[0].uri))
+        assert_that(uris, equal_to(["a.tar", "b.tar"]))
+    assert progress.listed == 0  # What is in them is counted by reading them.
+
+
+def test_rows_that_tell_something_else_are_items(tmp_path):
+    (tmp_path / "m.csv").write_text(
+        "uri,owner\ngs://b/1,me\ngs://b/1,you\ngs://b/1,me\ngs://b/1,\n"
+    )
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        inputs = pipeline | beam.Create([(Input(str(tmp_path / "m.csv"), "manifest"),)])
+        owners = inputs | ListManifests(("owner",)) | beam.Map(lambda ref: ref.carried[0])
+        assert_that(owners, equal_to(["me", "you", None]))
+
+
+def test_a_selection_is_of_what_is_found_not_of_what_is_named(archive):
+    selection = Selection(include=("*.png",), exclude=("x*",), extensions=(".png",))
+    assert [ref.uri for ref in list_media(str(archive / "x.jpg"), "media", selection)] == [
+        str(archive / "x.jpg")
+    ]
+    found = [ref.uri for ref in list_media(str(archive / "**"), "media", selection)]
+    assert found == [str(archive / "deep/er/c.png")]
+
+
+class DownStore(MemoryFileSystem):
+    """A store that does not answer."""
+
+    protocol = "down"
+
+    def info(self, path, **kwargs):
+        raise ConnectionResetError("reset by peer")
+
+
+def test_a_store_that_does_not_tell_is_not_one_without_the_object():
+    fsspec.register_implementation("down", DownStore, clobber=True)
+    for url in ("down://shelf/a.jpg", "down://shelf/*.jpg"):
+        with pytest.raises(ConnectionResetError):
+            input_exists(url)
+        with pytest.raises(ConnectionResetError):
+            list(list_media(url))
+
+
+def test_a_glob_longer_than_names_may_be(archive):
+    assert names(archive / f"[{'b' * 300}].jpg", archive) == ["b.jpg"]
+    assert input_exists(str(archive / f"[{'b' * 300}].jpg"))
+
+
 def test_input_exists(archive):
     assert input_exists(str(archive))
     assert input_exists(str(archive / "b.jpg"))
@@ -127,6 +185,22 @@ def test_shards_are_named_by_their_content():
     ids = {make_shard(refs).shard_id for refs in (REFS, REFS[1:], renamed, changed)}
     assert len(ids) == 4
     assert all(len(shard_id) == 16 for shard_id in ids)
+
+
+def test_shards_that_differ_in_anything_have_names_of_their_own():
+    plain = MediaRef("u", "v", 1)
+    others = [
+        plain._replace(id="i"),
+        plain._replace(text="t"),
+        plain._replace(carried=("c",)),
+        plain._replace(carried=("c", None)),
+        plain._replace(fetched=False),
+        plain._replace(problem="p"),
+    ]
+    ids = {make_shard([ref]).shard_id for ref in [plain, *others]}
+    assert len(ids | {make_shard([plain], "rows").shard_id}) == 8
+    # A size is what the version says, and where a manifest tells the version nobody knows it.
+    assert make_shard([plain]).shard_id == make_shard([plain._replace(size=None)]).shard_id
 
 
 @pytest.mark.parametrize(("size", "sizes"), [(4, [2, 4, 4]), (10, [10]), (99, [10]), (1, [1] * 10)])

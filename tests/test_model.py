@@ -23,7 +23,7 @@ from transforms import modelstore
 from transforms.decoding import fit
 from transforms.embedding import label_vectors
 from transforms.labels import Label, LabelSet
-from transforms.model import OpenClipModel
+from transforms.model import LONG_WORD, OpenClipModel
 from transforms.modelstore import ModelError, describe_model
 from transforms.records import ModelSpec, Preprocess
 
@@ -133,6 +133,31 @@ def test_windows_lose_nothing(vit, text):
     assert len(windows) > 1
     assert all(model._fits(window) for window in windows)
     assert "".join("".join(windows).split()) == "".join(text.split())
+
+
+def test_long_words_take_time_by_their_length(vit):
+    model = OpenClipModel(local(vit))
+    letters = np.random.default_rng(0).integers(97, 123, 40_000, dtype=np.uint8)
+    text = letters.tobytes().decode()
+    seen = []
+    tokenize = model._tokenize.encode
+    model._tokenize.encode = lambda text: seen.append(text) or tokenize(text)
+    windows = model.text_windows(text)
+    assert "".join("".join(windows).split()) == text
+    assert max(len(word) for text in seen for word in text.split()) <= LONG_WORD
+    assert model.text_windows("b" * LONG_WORD + " c")[0].startswith("b" * 20)
+
+
+def test_the_tokenizer_does_not_remember_every_word(vit, monkeypatch):
+    monkeypatch.setattr("transforms.model.CACHED_WORDS", 1000)
+    model = OpenClipModel(local(vit))
+    before = model.encode_texts(["a dog <end_of_text>"])
+    letters = "abcdefghijklmnop"
+    words = [a + b + c + "w" for a in letters for b in letters for c in letters]
+    for start in range(0, len(words), 50):
+        model.text_windows(" ".join(words[start : start + 50]))
+    assert len(model._tokenize.cache) <= 1000 + 200
+    assert (model.encode_texts(["a dog <end_of_text>"]) == before).all()
 
 
 def test_the_model_id_names_weights_and_preprocessing(tmp_path):

@@ -48,6 +48,12 @@ def test_the_command_line_overrides_the_label_file(arguments):
         (["--labels=nowhere.yaml"], "no label file nowhere.yaml, and no built-in label set"),
         (["--labels=everyday", "--labels=everyday"], "'everyday' is given twice"),
         (["--labels=."], "cannot read ."),
+        (["--include=**.jpg"], "--include: Invalid pattern: '**'"),
+        (["--exclude=**thumb**"], "--exclude: Invalid pattern: '**'"),
+        (["--exclude="], "--exclude: is empty"),
+        (["--input=gs://"], "--input: 'gs://' names nothing after ://"),
+        (["--output=s3:///"], "--output: 's3:///' names nothing after ://"),
+        (["--output=https://example.com/out"], "--output: nothing can be written to http://"),
     ],
 )
 def test_a_usage_error_is_one_line_and_status_2(arguments, changes, message, capsys):

@@ -96,13 +96,18 @@ def _literal_start(component: str) -> str:
 def _place(filesystem: Any, path: str) -> Place:
     if isinstance(filesystem, LocalFileSystem):
         return _LocalFolders()
+    return bucket_of(filesystem, path) or _ListedFolders(filesystem)
+
+
+def bucket_of(filesystem: Any, path: str) -> Bucket | None:
+    """The bucket that a path is in; None for a filesystem that has none, or is not known here."""
     # By modules that are there already: s3fs need not be installed.
     google, amazon = sys.modules.get("gcsfs.core"), sys.modules.get("s3fs.core")
     if google and isinstance(filesystem, google.GCSFileSystem):
         return GoogleBucket(filesystem, path)
     if amazon and isinstance(filesystem, amazon.S3FileSystem):
         return AmazonBucket(filesystem, path)
-    return _ListedFolders(filesystem)
+    return None
 
 
 class _Inside(NamedTuple):

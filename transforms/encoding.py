@@ -9,8 +9,9 @@ from __future__ import annotations
 import datetime
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,18 +58,21 @@ def embed_batch(
 
     A text's vector is the normalised mean of its windows' vectors; an item of picture and text has
     the normalised weighted sum of both, or that of the one that has a vector. Raises the model's
-    own exception when not one of several items goes through: then it is the model or its device
+    own exception when nothing of several items goes through: then it is the model or its device
     that is broken, and the items are not to blame.
     """
     started = time.perf_counter()
     size = len(batch)
     pictured = [row for row, item in enumerate(batch.media) if item.width is not None]
     texts = {row: item.text for row, item in enumerate(batch.media) if item.text is not None}
-    windows = [model.text_windows(text) for text in texts.values()]
+    windows, refused = _windows(texts, model)
     image = _Half(size, dim, pictured, *_encode_or_bisect(batch.pixels, model.encode_images, dim))
-    text = _Half(size, dim, list(texts), *_encode_or_bisect(windows, _by_windows(model), dim))
+    encoded = _encode_or_bisect(list(windows.values()), _by_windows(model), dim)
+    text = _Half(size, dim, list(windows), *encoded, refused)
     errors = [*image.errors.values(), *text.errors.values()]
-    if len(errors) > 1 and len(errors) == len(pictured) + len(texts):
+    # Items, not halves: one pair that fails in both may be to blame itself.
+    several = len({*image.errors, *text.errors}) > 1
+    if several and len(errors) == len(pictured) + len(texts):
         raise errors[0]
 
     vectors = np.where(image.there[:, None], image.vectors, text.vectors)
@@ -92,12 +96,11 @@ def embed_batch(
         else item
         for row, item in enumerate(batch.media)
     ]
-    counts = dict(zip(texts, map(len, windows), strict=True))
     rows = _rows(
         [media[row] for row in good],
         vectors[good],
         [_modality(image.there[row], text.there[row]) for row in good],
-        [counts[row] if text.there[row] else None for row in good],
+        [len(windows[row]) if text.there[row] else None for row in good],
         run,
     )
     progress.add(embedded=len(good), failed=len(failures))
@@ -111,17 +114,23 @@ class _Half:
     """The pictures of a batch, or its texts: their vectors in the rows of their items.
 
     `vectors` is `float32[B, D]`, NaN where `there` is False: no such half, or none that the model
-    could take.
+    could take. `refused` are rows that did not come as far as the model.
     """
 
     def __init__(
-        self, size: int, dim: int, rows: Sequence[int], some: Vectors, failed: dict[int, Exception]
+        self,
+        size: int,
+        dim: int,
+        rows: Sequence[int],
+        some: Vectors,
+        failed: Mapping[int, Exception],
+        refused: Mapping[int, Exception] = MappingProxyType({}),
     ) -> None:
-        self.rows = rows
+        self.rows = [*rows, *refused]
         self.vectors: Vectors = np.full((size, dim), np.nan, dtype=np.float32)
         self.vectors[list(rows)] = some
         self.there: npt.NDArray[np.bool_] = np.isfinite(self.vectors).min(axis=1)
-        self.errors = {rows[index]: error for index, error in failed.items()}
+        self.errors = {**{rows[index]: error for index, error in failed.items()}, **refused}
 
     def lost(self, row: int) -> tuple[Reason, str]:
         """Why this row has no vector."""
@@ -129,7 +138,7 @@ class _Half:
         if error is None:
             return Reason.NOT_FINITE, "the model gave a vector with NaN or infinity"
         reason = Reason.OUT_OF_MEMORY if _is_out_of_memory(error) else Reason.MODEL_ERROR
-        return reason, str(error)
+        return reason, str(error) or type(error).__name__
 
 
 def _modality(image: bool, text: bool) -> str:
@@ -143,6 +152,21 @@ def _weighted_sum(image: Vectors, text: Vectors, text_weight: float) -> Vectors:
     mixed = image.copy()
     np.divide(sums, lengths, where=lengths > 1e-6, out=mixed)
     return mixed
+
+
+def _windows(
+    texts: Mapping[int, str], model: Encoder
+) -> tuple[dict[int, list[str]], dict[int, Exception]]:
+    """The windows of each text that the model's tokenizer takes; of the others, why not."""
+    windows: dict[int, list[str]] = {}
+    refused: dict[int, Exception] = {}
+    for row, text in texts.items():
+        try:
+            windows[row] = model.text_windows(text)
+        # Each kind of tokenizer has its own exceptions, and only this text is to blame.
+        except Exception as error:
+            refused[row] = error
+    return windows, refused
 
 
 def _by_windows(model: Encoder) -> Callable[[Sequence[Sequence[str]]], Vectors]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ import numpy.typing as npt
 
 from transforms import names
 from transforms.decoding import ImageDecoder, looks_like_image
-from transforms.fetching import Fetched, Fetcher, LargerError
+from transforms.fetching import Fetched, Fetcher
 from transforms.records import (
     DecodedMedia,
     Effort,
@@ -30,6 +32,7 @@ from transforms.records import (
     Reason,
     Stage,
 )
+from transforms.storereads import LargerError
 from transforms.tars import TarSample
 from transforms.texts import decode_text
 
@@ -48,6 +51,9 @@ UNLISTED_BYTES = 8 * 1024 * 1024
 DECODED_AT_ONCE = 1024 * 1024 * 1024
 """How many bytes of decoded originals may be in memory at a time."""
 
+_OF_TEXT_ALONE = re.compile("text-[0-9a-f]{8}")
+"""The version of a row whose manifest tells none of its object: that of its text."""
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -61,18 +67,35 @@ class Room:
     def __init__(self, units: int) -> None:
         self._limit = self._free = units
         self._changed = threading.Condition()
+        self._waiting = 0
+        self._closed = False
 
     def acquire(self, units: int) -> None:
-        """Wait for room; who wants more than all the room waits for all of it."""
+        """Wait for room; who wants more than all the room waits for all of it.
+
+        Raises CancelledError once the room is closed.
+        """
         units = min(units, self._limit)
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= units)
+            if self._free < units or self._closed:
+                self._waiting += 1
+                self._changed.wait_for(lambda: self._free >= units or self._closed)
+                self._waiting -= 1
+                if self._closed:
+                    raise CancelledError("nobody waits for this any more")
             self._free -= units
 
     def release(self, units: int) -> None:
         """Give back what was acquired."""
         with self._changed:
             self._free += min(units, self._limit)
+            if self._waiting:
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wake whoever waits: there will be no room for them."""
+        with self._changed:
+            self._closed = True
             self._changed.notify_all()
 
     @contextlib.contextmanager
@@ -116,6 +139,16 @@ class ItemReader:
         self._decoding_room = Room(DECODED_AT_ONCE)
         self._slots = threading.Semaphore(limits.concurrency)
 
+    def abandon(self) -> None:
+        """Break off what is being read: nobody waits for it any more."""
+        self.fetcher.abandon()
+        for room in (self.samples_room, self._bytes_room, self._decoding_room):
+            room.close()
+
+    def make_room(self, sample: TarSample) -> None:
+        """Wait for room for a sample's bytes; `read` gives it back."""
+        self.samples_room.acquire(_held(sample))
+
     def read(self, source: MediaRef | TarSample) -> Item:
         """Fetch, where the bytes are not here yet, and decode.
 
@@ -131,12 +164,12 @@ class ItemReader:
         elif sample.problem is not None:
             media = Failure(ref, Stage.READ, sample.problem.reason, str(sample.problem))
         elif sample.data is not None:
-            with contextlib.ExitStack() as held:
-                held.callback(self.samples_room.release, len(sample.data))
-                media = self._decode(ref, sample.data, spent)
+            media = self._decode(ref, sample.data, spent)
         elif ref.fetched:
             media = self._fetch_and_decode(ref, spent)
         outcome, pixels = _together(ref, media, self._text(sample))
+        if sample is source:
+            self.samples_room.release(_held(sample))
         return Item(outcome, pixels, spent.effort())
 
     def _fetch_and_decode(self, ref: MediaRef, spent: _Spent) -> _Half | Failure:
@@ -176,7 +209,8 @@ class ItemReader:
     def _decode(self, ref: MediaRef, data: bytes, spent: _Spent) -> _Half | Failure:
         started = time.perf_counter()
         try:
-            if _is_text(ref.uri, data):
+            # By content first: bytes that begin as a picture are one under any name.
+            if _named_text(ref.uri) and not looks_like_image(data):
                 return _Half(ref, data, text=self._bounded(decode_text(data)))
             image = self.decode(data, self._decoding_room.take)
         except MediaError as error:
@@ -231,8 +265,12 @@ def _together(
         unused = f"text: {text.reason}" if isinstance(text, Failure) else None
         return _media(media, "\n".join(texts) or None, unused), media.pixels
     if isinstance(text, _Half):
-        unused = f"image: {media.reason}" if isinstance(media, Failure) else None
-        return _media(text, text.text, unused), None
+        if not isinstance(media, Failure):
+            return _media(text, text.text, None), None
+        kind = "text" if _named_text(ref.uri) else "image"
+        # Its reference knows the version that was read, where anything was.
+        text = text._replace(ref=media.ref)
+        return _media(text, text.text, f"{kind}: {media.reason}"), None
     if isinstance(media, Failure):
         also = f"; its text: {text.message}" if isinstance(text, Failure) else ""
         return Failure(media.ref, media.stage, media.reason, f"{media.message}{also}"), None
@@ -246,14 +284,17 @@ def _media(half: _Half, text: str | None, unused: str | None) -> DecodedMedia:
     )
 
 
-def _is_text(uri: str, data: bytes) -> bool:
-    # By content first: bytes that begin as a picture are one under any name.
+def _named_text(uri: str) -> bool:
     name = uri.partition("?")[0] if uri.startswith(("http://", "https://")) else uri
-    return name.lower().endswith(names.TEXTS) and not looks_like_image(data)
+    return name.lower().endswith(names.TEXTS)
+
+
+def _held(sample: TarSample) -> int:
+    return len(sample.data or b"") + len(sample.caption or b"")
 
 
 def _seen(ref: MediaRef, version: str) -> MediaRef:
     """The reference with the version that was read, where no listing and no manifest told one."""
-    if ref.version and not ref.version.startswith("text-"):
+    if ref.version and not (ref.text and _OF_TEXT_ALONE.fullmatch(ref.version)):
         return ref
     return ref._replace(version="+".join(part for part in (version, ref.version) if part))

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from glob import has_magic
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.utils.windowed_value import WindowedValue
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.utils import glob_translate
 
 from transforms import names
-from transforms.browsing import files_matching, files_under
+from transforms.browsing import bucket_of, files_matching, files_under
 from transforms.buckets import Entry
 from transforms.manifests import ReadManifests
 from transforms.progress import progress
-from transforms.records import Input, InputKind, MediaRef, Selection, Shard
-from transforms.storage import StorageOptions, locate, use_storage_options, version_of
+from transforms.records import Input, InputKind, MediaRef, Reason, Selection, Shard
+from transforms.selecting import selector
+from transforms.storage import StorageOptions, locate, prefix_of, use_storage_options, version_of
+from transforms.storeerrors import reason_of
 
 EXTENSIONS: dict[InputKind, tuple[str, ...]] = {
     "media": names.PICTURES,
@@ -61,7 +63,6 @@ class ListManifests(
     Rows that say the same are one item.
     """
 
-    selection: Selection
     carry: tuple[str, ...] = ()
     storage_options: StorageOptions = field(default_factory=dict)
 
@@ -70,7 +71,7 @@ class ListManifests(
         refs: beam.PCollection[MediaRef] = (
             pcoll
             | "ListObjects"
-            >> beam.FlatMap(list_inputs, "manifest", self.selection, self.storage_options)
+            >> beam.FlatMap(list_inputs, "manifest", storage_options=self.storage_options)
             | "ManifestUrls" >> beam.Map(lambda ref: ref.uri)
             | "ReadManifests" >> ReadManifests(self.carry, self.storage_options)
             | "DropRepeated" >> beam.ParDo(_DropRepeated())
@@ -80,9 +81,11 @@ class ListManifests(
 
 @dataclass
 class ListTars(beam.PTransform[beam.PCollection[tuple[Input, ...]], beam.PCollection[Shard]]):
-    """Tars, several inputs as one element, to shards: one for each, read as a whole."""
+    """Tars, several inputs as one element, to shards: one for each, read as a whole.
 
-    selection: Selection
+    A tar that several of them name is one shard.
+    """
+
     storage_options: StorageOptions = field(default_factory=dict)
 
     def expand(self, pcoll: beam.PCollection[tuple[Input, ...]]) -> beam.PCollection[Shard]:
@@ -90,7 +93,9 @@ class ListTars(beam.PTransform[beam.PCollection[tuple[Input, ...]], beam.PCollec
         shards: beam.PCollection[Shard] = (
             pcoll
             | "ListObjects"
-            >> beam.FlatMap(list_inputs, "tar", self.selection, self.storage_options)
+            >> beam.FlatMap(list_inputs, "tar", storage_options=self.storage_options)
+            # What is in a tar is found, and counted, by reading it.
+            | "DropRepeated" >> beam.ParDo(_DropRepeated(counted=False))
             | "TarShards" >> beam.Map(lambda ref: Shard(make_shard([ref]).shard_id, (ref,), True))
         )
         return shards
@@ -102,7 +107,8 @@ class _DropRepeated(beam.DoFn):
     An archive has millions of names; in a Python set their digests alone took 100 MB a million.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, counted: bool = True) -> None:
+        self._counted = counted
         self._seen: sqlite3.Connection
 
     def start_bundle(self) -> None:
@@ -113,10 +119,10 @@ class _DropRepeated(beam.DoFn):
         )
 
     def process(self, ref: MediaRef) -> Iterator[MediaRef]:
-        key = "\0".join((ref.uri, ref.version, ref.id or ""))
-        digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+        digest = hashlib.blake2b(_told(ref), digest_size=16).digest()
         if self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount:
-            progress.add(listed=1)
+            if self._counted:
+                progress.add(listed=1)
             yield ref
 
     def finish_bundle(self) -> None:
@@ -124,20 +130,57 @@ class _DropRepeated(beam.DoFn):
 
 
 def input_exists(url: str) -> bool:
-    """Whether there is something to list: the object or folder, or the one a glob starts in."""
+    """Whether there is something to list: the object or folder, or the one a glob starts in.
+
+    Raises what the store raises when it does not tell, and ValueError or FileNotFoundError for a
+    glob that cannot be.
+    """
     filesystem, path = locate(url)
-    if filesystem.exists(path):
+    if _details(filesystem, path):
         return True
     if not has_magic(path):
         return False
+    # Nothing is asked for until the first entry is: this only tells whether it is a glob.
+    files_matching(filesystem, path)
     start = _fixed_part(path)
-    return not start or bool(filesystem.exists(start))
+    return not start or bool(_details(filesystem, start))
+
+
+def _details(filesystem: Any, path: str) -> dict[str, Any]:
+    """What fsspec's `info` tells of a file or folder; empty where there is none.
+
+    Not by fsspec's `exists`, `isfile` and `isdir`: for those a store that is down or does not know
+    who asks is a store without such an object.
+    """
+    try:
+        bucket = bucket_of(filesystem, path)
+        if bucket and "/" not in path.rstrip("/"):
+            # Whoever may read objects may list them, but not always look at the bucket.
+            next(iter(bucket.level(f"{path.rstrip('/')}/")), None)
+            return {"type": "directory"}
+        return dict(filesystem.info(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        # The web's client says so whatever happened, and keeps what did as the cause.
+        cause = error.__cause__
+        if isinstance(cause, Exception) and not _not_found(cause):
+            raise cause from None
+        return {}
+    except OSError as error:
+        # A glob may be longer than names may be.
+        if error.errno == errno.ENAMETOOLONG and has_magic(path):
+            return {}
+        raise
+
+
+def _not_found(error: Exception) -> bool:
+    status = getattr(error, "status", None)  # aiohttp's
+    return status in (404, 410) or reason_of(error) is Reason.NOT_FOUND
 
 
 def list_inputs(
     inputs: Iterable[Input],
     kind: InputKind,
-    selection: Selection,
+    selection: Selection | None = None,
     storage_options: StorageOptions | None = None,
 ) -> Iterator[MediaRef]:
     """References of those of the inputs that are of this kind, one after the other."""
@@ -151,28 +194,31 @@ def list_media(
 ) -> Iterator[MediaRef]:
     """References under a folder (by their extension), of a glob, or of one object.
 
-    A name that exists is meant literally, whatever characters it has. Links to files are
-    followed, links to folders inside the input are not. Raises OSError.
+    A name that exists is meant literally, whatever characters it has, and is taken whatever the
+    selection. Links to files are followed, links to folders inside the input are not. Raises
+    OSError and what the store's client raises.
     """
     selection = selection or Selection()
     filesystem, path = locate(url)
-    extensions = selection.extensions if kind == "media" else None
+    to_uri = partial(_uri, filesystem, prefix_of(url, filesystem, path))
+    details = _details(filesystem, path)
+    place = details.get("type")
+    if place == "file":
+        yield MediaRef(to_uri(path), version_of(details), details.get("size"))
+        return
+    extensions = selection.extensions
     entries: Iterable[Entry]
-    if filesystem.isfile(path):
-        details = filesystem.info(path)
-        entries = [Entry(path, version_of(details), details.get("size"))]
-        start = path.rpartition("/")[0]
-    elif filesystem.isdir(path):
+    if place == "directory":
         entries = files_under(filesystem, path)
         extensions = extensions or EXTENSIONS[kind]
         start = path
     else:
         entries = files_matching(filesystem, path)
         start = _fixed_part(path)
-    wanted = _wanted(selection, extensions, len(start.rstrip("/")) + 1 if start else 0)
+    wanted = selector(selection, extensions, len(start.rstrip("/")) + 1 if start else 0)
     for entry in entries:
         if wanted(entry.name):
-            yield MediaRef(_uri(filesystem, entry.name), entry.version, entry.size)
+            yield MediaRef(to_uri(entry.name), entry.version, entry.size)
 
 
 def _fixed_part(pattern: str) -> str:
@@ -182,58 +228,43 @@ def _fixed_part(pattern: str) -> str:
     return pattern
 
 
-def _wanted(
-    selection: Selection, extensions: tuple[str, ...] | None, skip: int
-) -> Callable[[str], bool]:
-    """Whether a name, from its character `skip` on, is one that was asked for."""
-    includes = _matcher(selection.include)
-    excludes = _matcher(selection.exclude)
-
-    def wanted(name: str) -> bool:
-        if extensions is not None and not name.lower().endswith(extensions):
-            return False
-        below = name[skip:]
-        return (includes is None or includes(below)) and not (excludes and excludes(below))
-
-    return wanted
-
-
-def _matcher(globs: tuple[str, ...]) -> Callable[[str], bool] | None:
-    if not globs:
-        return None
-    either = "|".join(
-        # A name matches at any depth.
-        glob_translate(glob.lstrip("/") if "/" in glob else f"**/{glob}")
-        for glob in globs
-    )
-    matches = re.compile(either).match
-    return lambda below: matches(below) is not None
-
-
-def _uri(filesystem: Any, name: str) -> str:
+def _uri(filesystem: Any, prefix: str | None, name: str) -> str:
     # A local path stays as people type it; elsewhere a name without its store means nothing.
-    uri = name if isinstance(filesystem, LocalFileSystem) else filesystem.unstrip_protocol(name)
+    if isinstance(filesystem, LocalFileSystem):
+        uri = name
+    elif prefix is not None:
+        uri = f"{prefix.removesuffix('/')}/{name.removeprefix('/')}"
+    else:
+        uri = filesystem.unstrip_protocol(name)
     # Tables hold UTF-8; a name of other bytes is shown by its escapes and ends as a failure.
     return uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @dataclass
 class GroupIntoShards(beam.PTransform[beam.PCollection[MediaRef], beam.PCollection[Shard]]):
-    """References to shards of up to `size`, each named by what is in it."""
+    """References to shards of up to `size`, each named by what is in it.
+
+    `branch` becomes part of the names: where two branches list the same object, which nothing
+    finds out without a shuffle, neither overwrites what the other has written.
+    """
 
     size: int
+    branch: str = ""
 
     def expand(self, pcoll: beam.PCollection[MediaRef]) -> beam.PCollection[Shard]:
         """Wire the grouping."""
-        shards: beam.PCollection[Shard] = pcoll | "FillShards" >> beam.ParDo(_FillShards(self.size))
+        shards: beam.PCollection[Shard] = pcoll | "FillShards" >> beam.ParDo(
+            _FillShards(self.size, self.branch)
+        )
         return shards
 
 
 class _FillShards(beam.DoFn):
     """A DoFn for the references that wait until a shard is full."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, branch: str) -> None:
         self._size = size
+        self._branch = branch
 
     def start_bundle(self) -> None:
         self._waiting: dict[Any, list[MediaRef]] = {}
@@ -242,17 +273,27 @@ class _FillShards(beam.DoFn):
         refs = self._waiting.setdefault(window, [])
         refs.append(ref)
         if len(refs) == self._size:
-            yield make_shard(self._waiting.pop(window))
+            yield make_shard(self._waiting.pop(window), self._branch)
 
     def finish_bundle(self) -> Iterator[Any]:
         for window, refs in self._waiting.items():
-            yield WindowedValue(make_shard(refs), window.max_timestamp(), (window,))
+            yield WindowedValue(make_shard(refs, self._branch), window.max_timestamp(), (window,))
 
 
-def make_shard(refs: Iterable[MediaRef]) -> Shard:
-    """A shard of these references, named by a hash of their URIs and versions, in order."""
+def make_shard(refs: Iterable[MediaRef], branch: str = "") -> Shard:
+    """A shard of these references, named by a hash of the branch and of all they tell, in order."""
     refs = tuple(refs)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(branch.encode())
     for ref in refs:
-        digest.update(f"{ref.uri}\0{ref.version}\0".encode())
+        digest.update(_told(ref))
     return Shard(digest.hexdigest()[:16], refs)
+
+
+_PLAIN = MediaRef("", "")[3:]
+
+
+def _told(ref: MediaRef) -> bytes:
+    """What tells one reference from another: all but the size, which is the version's."""
+    told = f"{ref.uri}\0{ref.version}\0".encode()
+    # An object as it was listed has no more, and there are millions of them.
+    return told if ref[3:] == _PLAIN else told + repr(ref[3:]).encode()

@@ -144,7 +144,8 @@ class _CsvLines:
     def reread(self) -> None:
         """Read the row's lines again but for the first.
 
-        A quote that nobody closed makes one row of many, and only the first is the bad one.
+        Only an open quote makes one row of many lines, and where such a row is none, it is a quote
+        that nobody closed: only the first line is the bad one.
         """
         self._again.extend(reversed(self.row[1:]))
 
@@ -152,6 +153,9 @@ class _CsvLines:
 def _read_csv(stream: IO[bytes], rows: Rows, delimiter: str) -> Iterator[MediaRef]:
     """RFC 4180 with a header; a row's number does not count the header, nor empty lines."""
     lines = _CsvLines(stream)
+    # A long text is a row all the same. The limit is the csv module's, for the whole process: it
+    # is only ever raised here, and set for each manifest because others may set it too.
+    csv.field_size_limit(max(csv.field_size_limit(), _LINE_CHARS))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     import torch
 
 TEXT_BATCH = 256
+
+LONG_WORD = 200
+"""Characters. The time that a tokenizer takes for a word may grow with its square."""
+
+_LONG_WORD = re.compile(rf"(\S{{{LONG_WORD}}})(?=\S)")
+
+CACHED_WORDS = 50_000
+"""How many words open_clip's own tokenizer may remember; left alone it keeps every one."""
 
 logger = logging.getLogger("beamtag")
 
@@ -83,6 +92,10 @@ class OpenClipModel:
             ) from error
         except Exception as error:
             raise ModelError(f"no tokenizer for {spec.name}: {first_line(error)}") from error
+        self._tokenizing = threading.Lock()
+        self._words = getattr(self._tokenize, "cache", None)
+        # There from the beginning are the words that stand for something else, such as the end.
+        self._special = dict(self._words) if isinstance(self._words, dict) else {}
         with torch.inference_mode():
             self.logit_scale = float(self._model.logit_scale.exp())
             bias = getattr(self._model, "logit_bias", None)
@@ -112,7 +125,7 @@ class OpenClipModel:
         parts = []
         with torch.inference_mode():
             for start in range(0, len(texts), TEXT_BATCH):
-                tokens = self._tokenize(list(texts[start : start + TEXT_BATCH])).to(self.device)
+                tokens = self._tokens_of(texts[start : start + TEXT_BATCH]).to(self.device)
                 parts.append(_normalized(self._model.encode_text(tokens)))
         return np.concatenate(parts)
 
@@ -120,8 +133,9 @@ class OpenClipModel:
         """The text in parts that each fit into the model's context, of about equal length.
 
         A text that fits is its own only window; a longer one is parted between words, or within
-        them where there are none.
+        them where there are none. Words of more than `LONG_WORD` characters become several.
         """
+        text = _LONG_WORD.sub(r"\1 ", text)
         if self._fits(text):
             return [text]
         words = " ".join(text.split())
@@ -133,9 +147,18 @@ class OpenClipModel:
         # Words of very different lengths: what is still too long is parted again.
         return [window for part in parts for window in self.text_windows(part)]
 
+    def _tokens_of(self, texts: Sequence[str], context_length: int | None = None) -> Any:
+        """Rows of tokens, one for each text, of the model's length unless told otherwise."""
+        # One at a time: the words must not be forgotten while another thread looks one up.
+        with self._tokenizing:
+            if isinstance(self._words, dict) and len(self._words) > CACHED_WORDS:
+                self._words.clear()
+                self._words.update(self._special)
+            return self._tokenize(list(texts), context_length=context_length)
+
     def _tokens(self, text: str) -> int:
         """The number of tokens of a text, the model's own at its ends included."""
-        (row,) = self._tokenize([text], context_length=len(text.encode()) + 8)
+        (row,) = self._tokens_of([text], len(text.encode()) + 8)
         return int((row != row[-1]).nonzero().max()) + 1 if (row != row[-1]).any() else 0
 
     def _fits(self, text: str) -> bool:
@@ -144,8 +167,8 @@ class OpenClipModel:
         What does not fit is cut and ended by the tokenizer: then it differs from the uncut row.
         """
         context = int(self._tokenize.context_length)
-        (cut,) = self._tokenize([text], context_length=context)
-        (whole,) = self._tokenize([text], context_length=context + len(text.encode()) + 8)
+        (cut,) = self._tokens_of([text], context)
+        (whole,) = self._tokens_of([text], context + len(text.encode()) + 8)
         return bool((whole[:context] == cut).all() and (whole[context:] == whole[-1]).all())
 
     @contextlib.contextmanager

@@ -164,10 +164,11 @@ class _ReadBatches(beam.DoFn):
 
     def _tar(self, shard: Shard) -> Iterator[_Pending]:
         (ref,) = shard.refs
+        capacity = min(self.settings.batch_size, self.settings.shard_size)
         with ahead(self._samples(ref), SAMPLES_AHEAD) as samples:
             for part, some in enumerate(_parts(samples, self.settings.shard_size)):
                 shard_id = f"{shard.shard_id}-{part:04d}"
-                yield from self._batches(shard_id, some, self.settings.batch_size)
+                yield from self._batches(shard_id, some, capacity)
 
     def _batches(
         self, shard_id: str, sources: Iterable[MediaRef | TarSample], capacity: int
@@ -193,7 +194,7 @@ class _ReadBatches(beam.DoFn):
                 for sample in read_samples(
                     file, tar.uri, tar.version, self.settings.carry, limits.max_bytes, pictures
                 ):
-                    items.samples_room.acquire(len(sample.data or b""))
+                    items.make_room(sample)
                     yield sample
         except MediaError as error:
             yield TarSample(tar, problem=error)
@@ -210,7 +211,7 @@ class _ReadBatches(beam.DoFn):
         return WindowedValue(pending.wait(), timestamp, (window,))
 
     def _abandon(self) -> None:
-        self.items.fetcher.abandon()
+        self.items.abandon()
         for pending, _, _ in self._ahead:
             pending.cancel()
         self._ahead.clear()

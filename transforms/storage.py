@@ -20,6 +20,9 @@ _EXTRAS = {"s3": "s3", "s3a": "s3"}
 _CONFIGURED = {scheme: dict(options) for scheme, options in fsspec.config.conf.items()}
 """What fsspec's own configuration files and variables said before any job did."""
 
+_LITERAL = frozenset({"file", "local", "memory", "http", "https", "s3", "s3a", "gs", "gcs"})
+"""Stores whose URLs are names and nothing else. S3's client would look for a version in them."""
+
 
 def use_storage_options(options: StorageOptions) -> None:
     """Give the clients of these stores these arguments, in this process, from now on.
@@ -35,18 +38,43 @@ def locate(url: str, **options: Any) -> tuple[Any, str]:
 
     Unlike fsspec's `url_to_fs`, `::` and `://` inside a local name mean nothing. `options` go to
     the filesystem, over those of `use_storage_options`. Raises ValueError for a store that fsspec
-    does not know, ImportError for one whose package is missing.
+    does not know or that needs more options, ImportError for one whose package is missing.
     """
-    protocol = None if url.startswith("/") else fsspec.core.split_protocol(url)[0]
+    protocol = _protocol(url)
     try:
-        filesystem = fsspec.filesystem(protocol or "file", **options)
+        if protocol not in _LITERAL:
+            # Of ftp://host/path and the like the client is made for the host.
+            told = fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(url)
+            options = {**told, **options}
+        filesystem = fsspec.filesystem(protocol, **options)
     except ImportError as error:
-        extra = _EXTRAS.get(protocol or "")
+        extra = _EXTRAS.get(protocol)
         hint = f": pip install 'beamtag[{extra}]'" if extra else ""
         raise ImportError(
             f"{protocol}:// needs a package that is not installed{hint} ({error})"
         ) from error
+    except TypeError as error:
+        # Which the constructors of clients raise for arguments that are missing or unknown.
+        raise ValueError(f"{protocol}:// needs other storage options: {error}") from error
     return filesystem, filesystem._strip_protocol(url)
+
+
+def prefix_of(url: str, filesystem: Any, path: str) -> str | None:
+    """What makes a URL of a path of a store whose URLs have more than names, such as a host.
+
+    `filesystem` and `path` are those of `locate(url)`. None for all other stores.
+    """
+    if _protocol(url) in _LITERAL or not filesystem._get_kwargs_from_urls(url):
+        return None
+    place = url.rstrip("/")
+    name = path.rstrip("/")
+    if not place.endswith(name):
+        return None
+    return place[: len(place) - len(name)]
+
+
+def _protocol(url: str) -> str:
+    return (None if url.startswith("/") else fsspec.core.split_protocol(url)[0]) or "file"
 
 
 def version_of(details: dict[str, Any]) -> str:
@@ -56,7 +84,7 @@ def version_of(details: dict[str, Any]) -> str:
     """
     for key in ("generation", "ETag", "etag"):
         if details.get(key):
-            return str(details[key]).strip('"')
+            return str(details[key]).removeprefix("W/").strip('"')
     modified = details.get("mtime") or details.get("created") or details.get("LastModified") or ""
     return f"{modified}-{details.get('size')}"
 

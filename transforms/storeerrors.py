@@ -50,7 +50,20 @@ _REASONS: tuple[tuple[frozenset[str], Reason], ...] = (
         frozenset({"PermissionError", "NoCredentialsError", "DefaultCredentialsError"}),
         Reason.PERMISSION_DENIED,
     ),
-    (frozenset({"InvalidURL", "ParamValidationError"}), Reason.UNSUPPORTED_URI),
+    (
+        frozenset(
+            {
+                "InvalidURL",
+                "NonHttpUrlClientError",
+                "RedirectClientError",
+                "TooManyRedirects",
+                "ParamValidationError",  # botocore
+            }
+        ),
+        Reason.UNSUPPORTED_URI,
+    ),
+    # An answer that is not HTTP: aiohttp gives it a status of its own.
+    (frozenset({"ClientResponseError", "HttpProcessingError"}), Reason.READ_ERROR),
     (
         frozenset(
             {

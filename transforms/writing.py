@@ -20,6 +20,7 @@ from transforms.accounting import EXAMPLES, Account, Example, finished, merge_ac
 from transforms.records import RETRYABLE, Effort, Failure, RunSpec, TaggedBatch
 from transforms.schemas import failures_schema
 from transforms.storage import StorageOptions, publish, use_storage_options
+from transforms.tabletext import escaped
 
 ROW_GROUP_ROWS = 64 * 1024
 
@@ -133,7 +134,8 @@ def failure_rows(failures: Sequence[Failure], run: RunSpec) -> pa.Table:
             "id": failure.ref.id,
             "stage": str(failure.stage),
             "reason": str(failure.reason),
-            "message": failure.message,
+            # Stores and servers answer in bytes of their own.
+            "message": escaped(failure.message),
             "retryable": failure.reason in RETRYABLE,
             "run_id": run.run_id,
             "failed_at": now,
