@@ -11,6 +11,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
+import fsspec
+import pytest
+
 START_TIMEOUT_S = 30
 
 
@@ -67,3 +70,30 @@ def gcs_server() -> Iterator[str]:
     ]  # fmt: skip
     with _serving(command, f"http://127.0.0.1:{port}") as url:
         yield url
+
+
+# gcsfs reads the last when it is imported: or each first call to a bucket waits a minute on gRPC,
+# which the emulator has not.
+CLIENTS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+}
+"""The environment of clients of these servers, but for their addresses."""
+
+
+@contextlib.contextmanager
+def both_stores(*buckets: str) -> Iterator[None]:
+    """Both servers with these buckets, and an environment in which `s3://` and `gs://` are they."""
+    with s3_server() as s3, gcs_server() as gcs, pytest.MonkeyPatch.context() as environment:
+        addresses = {"AWS_ENDPOINT_URL": s3, "STORAGE_EMULATOR_HOST": gcs}
+        for name, value in {**CLIENTS, **addresses}.items():
+            environment.setenv(name, value)
+        for scheme in ("s3", "gs"):
+            fsspec.get_filesystem_class(scheme).clear_instance_cache()
+            for bucket in buckets:
+                fsspec.filesystem(scheme).mkdir(bucket)
+        yield
+        for scheme in ("s3", "gs"):
+            fsspec.get_filesystem_class(scheme).clear_instance_cache()

@@ -16,7 +16,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.utils.plugin import BeamPlugin
-from servers import gcs_server, s3_server
+from servers import both_stores
 
 from transforms.beamfiles import BROKEN_GZIP, FsspecFiles, beam_path, gunzipped, url_of
 
@@ -56,19 +56,8 @@ def test_local_names_are_literal(tmp_path):
 
 @pytest.fixture(scope="module")
 def stores() -> Iterator[None]:
-    with s3_server() as s3, gcs_server() as gcs, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", s3)
-        environment.setenv("AWS_ACCESS_KEY_ID", "test")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        environment.setenv("STORAGE_EMULATOR_HOST", gcs)
-        environment.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        for scheme in ("s3", "gs"):
-            fsspec.get_filesystem_class(scheme).clear_instance_cache()
-            fsspec.filesystem(scheme).mkdir("lists")
+    with both_stores("lists"):
         yield
-        for scheme in ("s3", "gs"):
-            fsspec.get_filesystem_class(scheme).clear_instance_cache()
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])

@@ -9,8 +9,8 @@ from typing import Any
 
 import fsspec
 import pytest
-from listings import PLAIN_GCSFS, check_no_thread_is_left, flat_order, names
-from servers import gcs_server, s3_server
+from listings import check_no_thread_is_left, flat_order, names
+from servers import both_stores
 
 from transforms import buckets
 from transforms.browsing import files_matching, files_under
@@ -25,17 +25,9 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def stores() -> Iterator[None]:
-    with s3_server() as s3, gcs_server() as gcs, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", s3)
-        environment.setenv("AWS_ACCESS_KEY_ID", "test")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        environment.setenv("STORAGE_EMULATOR_HOST", gcs)
-        environment.setenv(*PLAIN_GCSFS)
+    with both_stores("shelf"):
         for scheme in ("s3", "gs"):
-            fsspec.get_filesystem_class(scheme).clear_instance_cache()
             filesystem = fsspec.filesystem(scheme)
-            filesystem.mkdir("shelf")
             for name in NAMES:
                 filesystem.pipe_file(f"shelf/in/{name}", name.encode())
             filesystem.pipe_file("shelf/inside.jpg", b"not below")
@@ -44,8 +36,6 @@ def stores() -> Iterator[None]:
         for key in ("in/", "in/deep/", "in/empty/"):
             fsspec.filesystem("s3").call_s3("put_object", Bucket="shelf", Key=key, Body=b"")
         yield
-        for scheme in ("s3", "gs"):
-            fsspec.get_filesystem_class(scheme).clear_instance_cache()
     check_no_thread_is_left()
 
 

@@ -72,7 +72,6 @@ def test_orientation_in_xmp_alone_is_applied():
     assert decode(encoded(picture(40, 20), "JPEG", xmp=xmp)).width == 20
 
 
-@pytest.mark.skipif("HEIF" not in FORMATS, reason="needs the heic extra")
 def test_heic_goes_by_its_own_boxes_and_not_by_exif():
     # ISO/IEC 23008-12: the orientation in EXIF is for information only.
     exif = Image.Exif()

@@ -15,7 +15,7 @@ import fsspec
 import pytest
 from conftest import Job, encoded, picture, write_pictures
 from faulty import Faulty, faulty_server
-from servers import gcs_server, s3_server
+from servers import CLIENTS, gcs_server, s3_server
 
 ITEMS = 60
 
@@ -28,10 +28,8 @@ def store(scheme: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **faults) 
         with faulty_server(folder=folder, **faults) as web:
             yield web
         return
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    for name, value in CLIENTS.items():
+        monkeypatch.setenv(name, value)
     variable = "AWS_ENDPOINT_URL" if scheme == "s3" else "STORAGE_EMULATOR_HOST"
     kind = fsspec.get_filesystem_class(scheme)
     with (s3_server if scheme == "s3" else gcs_server)() as emulator:

@@ -9,7 +9,7 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 from conftest import LABELS, Job, encoded, picture
-from servers import gcs_server, s3_server
+from servers import both_stores
 
 from transforms.fetching import Fetcher
 from transforms.listing import list_media
@@ -21,21 +21,8 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def stores() -> Iterator[None]:
-    with s3_server() as s3, gcs_server() as gcs, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", s3)
-        environment.setenv("AWS_ACCESS_KEY_ID", "test")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        environment.setenv("STORAGE_EMULATOR_HOST", gcs)
-        # Or each first call to a bucket waits a minute on gRPC, which the emulator has not.
-        environment.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        for scheme in ("s3", "gs"):
-            fsspec.get_filesystem_class(scheme).clear_instance_cache()
-            for bucket in ("archive", "tables"):
-                fsspec.filesystem(scheme).mkdir(bucket)
+    with both_stores("archive", "tables"):
         yield
-        for scheme in ("s3", "gs"):
-            fsspec.get_filesystem_class(scheme).clear_instance_cache()
 
 
 @pytest.fixture(params=["s3", "gs"])
