@@ -212,7 +212,8 @@ def _runner(spec: TagSpec) -> Any:
 
 def _check_inputs(spec: TagSpec) -> None:
     from transforms.listing import input_exists, list_inputs
-    from transforms.manifests import ManifestError, check_manifest
+    from transforms.manifestrows import ManifestError
+    from transforms.manifests import check_manifest
     from transforms.schemas import RESERVED
 
     if taken := RESERVED.intersection(spec.run.carry):

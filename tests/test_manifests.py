@@ -11,7 +11,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from rows import GS, parquet, read
 
 from transforms.manifestfiles import read_rows
-from transforms.manifests import ManifestError, ReadManifests, check_manifest, manifest_kind
+from transforms.manifestrows import ManifestError
+from transforms.manifests import ReadManifests, check_manifest, manifest_kind
 
 
 def test_kinds():

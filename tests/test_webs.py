@@ -164,6 +164,26 @@ def test_a_tar_of_a_server_without_ranges(job: Job, web):
     assert done.table("failures") == []
 
 
+def test_a_tar_of_a_server_that_stops_giving_ranges(job: Job, web, monkeypatch):
+    monkeypatch.setattr("transforms.fetching.BLOCK_BYTES", 4000)
+    address, answers = web
+    whole = tar_of(5)
+    partial = ok(whole[:4000]).replace(b"200 OK", b"206 Partial Content")
+    ranges = iter([partial])
+
+    def forgetful(handler) -> None:
+        if handler.method == "HEAD":
+            handler.wfile.write(ok(b"", length=len(whole)))
+        else:
+            handler.wfile.write(next(ranges, ok(whole)))
+
+    answers["/set.tar"] = forgetful
+    done = job(input=f"{address}/set.tar")
+    assert done.status == 0, done.err
+    assert done.table("failures") == []
+    assert [row["id"] for row in done.table("embeddings")] == [f"{n:03d}" for n in range(5)]
+
+
 def test_a_tar_whose_server_breaks_off_is_a_row(job: Job, web, monkeypatch):
     monkeypatch.setattr("transforms.fetching.TRIES", 2)
     address, answers = web

@@ -86,12 +86,9 @@ class Fetcher:
     def open(self, ref: MediaRef) -> BinaryIO:
         """The object as a stream to be read once, front to back; blocks are fetched ahead.
 
-        Opening and reading it raise `MediaError`.
+        Raises `MediaError`, when it is opened or read.
         """
         filesystem, path = self._locate(ref.uri)
-        if isinstance(filesystem, LocalFileSystem):
-            with _as_media_errors():
-                return open(path, "rb")
         if isinstance(filesystem, AsyncFileSystem):
             blocks = self._blocks(ref.uri, ref.size, gives_ranges(filesystem))
         else:
@@ -99,19 +96,19 @@ class Fetcher:
         return cast(BinaryIO, io.BufferedReader(_Stream(ahead(blocks, 2)), 1024 * 1024))
 
     def _blocks(self, uri: str, size: int | None, ranged: bool) -> Iterator[bytes]:
-        try:
-            for start in range(0, size, BLOCK_BYTES) if ranged and size else ():
-                span = (start, min(start + BLOCK_BYTES, size or 0))
-                once = functools.partial(self._whole, uri, BLOCK_BYTES, span)
-                yield self._persist(once).data
-            if ranged and size:
+        given = 0
+        if ranged and size:
+            with contextlib.suppress(NoRangesError):
+                while given < size:
+                    span = (given, min(given + BLOCK_BYTES, size))
+                    once = functools.partial(self._whole, uri, BLOCK_BYTES, span)
+                    yield self._persist(once).data
+                    given = span[1]
                 return
-        except NoRangesError:
-            pass
         # All of it, to a disk: it may be of any length, and a try may break off.
         with tempfile.TemporaryFile(prefix="beamtag-") as file:
             self._persist(lambda left_s: self._download(uri, file, left_s), unbounded=True)
-            file.seek(0)
+            file.seek(given)
             while block := file.read(BLOCK_BYTES):
                 yield block
 
@@ -156,7 +153,7 @@ class Fetcher:
         file.seek(0)
         file.truncate()
         filesystem, path = self._locate(uri)
-        self._transfer(filesystem, path, None, None, file.write, left_s)
+        self._transfer(filesystem, path, None, sys.maxsize, file.write, left_s)
         return Fetched(b"")
 
     def _transfer(
@@ -164,7 +161,7 @@ class Fetcher:
         filesystem: Any,
         path: str,
         span: Span | None,
-        allowance: int | None,
+        allowance: int,
         accept: Callable[[bytes], Any],
         left_s: float,
     ) -> str:
@@ -192,27 +189,26 @@ async def _patiently(
     filesystem: Any,
     path: str,
     span: Span | None,
-    allowance: int | None,
+    allowance: int,
     accept: Callable[[bytes], Any],
     stall_s: float,
 ) -> str:
     """Read within the allowance, and never `stall_s` without a byte; raises TimeoutError."""
     clock = asyncio.get_running_loop().time
-    most = sys.maxsize if allowance is None else allowance
     async with asyncio.timeout(stall_s) as patience:
 
         async def take(chunks: AsyncIterator[bytes], length: int | None) -> None:
-            if length is not None and length > most:
+            if length is not None and length > allowance:
                 raise LargerError(length)
             total = 0
             async for chunk in chunks:
                 total += len(chunk)
-                if total > most:
+                if total > allowance:
                     raise LargerError(None)
                 accept(chunk)
                 patience.reschedule(clock() + stall_s)
 
-        return await read_async(filesystem, path, span, most, take)
+        return await read_async(filesystem, path, span, allowance, take)
 
 
 def _blocks_of(filesystem: Any, path: str) -> Iterator[bytes]:

@@ -24,6 +24,7 @@ from transforms.records import Input, InputKind, MediaRef, Reason, Selection, Sh
 from transforms.selecting import selector
 from transforms.storage import StorageOptions, locate, prefix_of, use_storage_options, version_of
 from transforms.storeerrors import reason_of
+from transforms.tabletext import printable
 
 EXTENSIONS: dict[InputKind, tuple[str, ...]] = {
     "media": names.PICTURES,
@@ -162,7 +163,7 @@ def _details(filesystem: Any, path: str) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         # The web's client says so whatever happened, and keeps what did as the cause.
         cause = error.__cause__
-        if isinstance(cause, Exception) and not _not_found(cause):
+        if isinstance(cause, Exception) and reason_of(cause) is not Reason.NOT_FOUND:
             raise cause from None
         return {}
     except OSError as error:
@@ -170,11 +171,6 @@ def _details(filesystem: Any, path: str) -> dict[str, Any]:
         if error.errno == errno.ENAMETOOLONG and has_magic(path):
             return {}
         raise
-
-
-def _not_found(error: Exception) -> bool:
-    status = getattr(error, "status", None)  # aiohttp's
-    return status in (404, 410) or reason_of(error) is Reason.NOT_FOUND
 
 
 def list_inputs(
@@ -236,8 +232,8 @@ def _uri(filesystem: Any, prefix: str | None, name: str) -> str:
         uri = f"{prefix.removesuffix('/')}/{name.removeprefix('/')}"
     else:
         uri = filesystem.unstrip_protocol(name)
-    # Tables hold UTF-8; a name of other bytes is shown by its escapes and ends as a failure.
-    return uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    # A name of other bytes than UTF-8 ends as a failure.
+    return printable(uri)
 
 
 @dataclass

@@ -21,8 +21,6 @@ from transforms.manifestrows import ManifestError, one_line
 from transforms.records import MediaRef
 from transforms.storage import StorageOptions, use_storage_options
 
-__all__ = ["ManifestError", "ReadManifests", "check_manifest", "manifest_kind"]
-
 
 @dataclass
 class ReadManifests(beam.PTransform[beam.PCollection[str], beam.PCollection[MediaRef]]):

@@ -36,7 +36,6 @@ from transforms.records import (
     Shard,
 )
 from transforms.storage import StorageOptions, use_storage_options
-from transforms.storeerrors import describe, reason_of
 from transforms.tars import TarSample, read_samples
 
 BATCHES_AHEAD = 3
@@ -198,8 +197,6 @@ class _ReadBatches(beam.DoFn):
                     yield sample
         except MediaError as error:
             yield TarSample(tar, problem=error)
-        except OSError as error:  # of a local disk: an object's come as MediaError
-            yield TarSample(tar, problem=MediaError(reason_of(error), describe(error)))
 
     def finish_bundle(self) -> Iterator[Any]:
         while self._ahead:

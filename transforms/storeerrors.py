@@ -32,6 +32,8 @@ def reason_of(error: BaseException) -> Reason:
             return reason
     # After the names: a body that breaks off is caused by an error with a 400 of aiohttp's own.
     status = _status(error)
+    if status == 400 and type(error).__name__ == "ClientResponseError":
+        return Reason.READ_ERROR  # An answer that is not HTTP: aiohttp's word for it, no server's.
     if status is not None:
         return _reason_of_status(status)
     if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
@@ -62,8 +64,7 @@ _REASONS: tuple[tuple[frozenset[str], Reason], ...] = (
         ),
         Reason.UNSUPPORTED_URI,
     ),
-    # An answer that is not HTTP: aiohttp gives it a status of its own.
-    (frozenset({"ClientResponseError", "HttpProcessingError"}), Reason.READ_ERROR),
+    (frozenset({"HttpProcessingError"}), Reason.READ_ERROR),
     (
         frozenset(
             {

@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
+from transforms import names
 from transforms.records import MediaError, MediaRef, Reason
 from transforms.tabletext import carried_text, escaped, printable
 from transforms.tarstream import BrokenTarError, Member, TarStream, members
 
-TEXTS = frozenset({".txt", ".md", ".markdown", ".caption"})
+TEXTS = frozenset({*names.TEXTS, ".caption"})
 """What a sample's text is called; `.json` is its metadata, and may hold a caption instead."""
 
 _CAPTION_KEYS = ("caption", "text")
