@@ -72,6 +72,6 @@ setup(
         "torchvision>=0.21",
     ],
     extras_require={**EXTRAS, "dev": [*EXTRAS["s3"], *EXTRAS["heic"], *EXTRAS["hf"], *DEV]},
-    entry_points={"console_scripts": ["beamtag = pipelines.cli:main"]},
+    entry_points={"console_scripts": ["beamtag = pipelines.cli:run"]},
     zip_safe=False,
 )

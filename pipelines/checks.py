@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from transforms.accounting import MaxFailures
+
 
 def nonempty(text: str) -> str:
     """Something."""
@@ -56,6 +58,19 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return number
+
+
+def max_failures(text: str) -> MaxFailures:
+    """A count, or a share as 0.01 or 1%."""
+    if re.fullmatch("[0-9]+", text):
+        return MaxFailures(count=int(text))
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a count nor a share like 0.01 or 1%")
+    return MaxFailures(share=share)
 
 
 def date(text: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
+from typing import NoReturn
 
 JOBS = {
     "tag": "tag pictures by what is in them, with labels that are only words",
+    "verify": "check an output's tables and records for damage and gaps",
 }
 
 
@@ -44,5 +47,17 @@ def _help() -> str:
     )
 
 
+def leave(status: int) -> NoReturn:
+    """End the process now: threads of a job that was broken off may wait for a store yet."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def run() -> NoReturn:
+    """The `beamtag` command."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

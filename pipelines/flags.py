@@ -15,7 +15,7 @@ TAG_EPILOG = """\
 Any other option is Beam's: --runner=DataflowRunner --project=... --region=... and so on.
 
 exit status:
-  0  every listed item is embedded, or a row in failures
+  0  every listed item is reused, embedded, or a row in failures
   1  the run failed, or its accounts do not balance
   2  bad usage, said in one line before any work
 
@@ -236,6 +236,31 @@ def tag_parser(prog: str = "beamtag tag") -> argparse.ArgumentParser:
         default=(255, 255, 255),
         metavar="RRGGBB",
         help="what transparent pictures are laid on (default: ffffff)",
+    )
+
+    group = parser.add_argument_group("every night")
+    group.add_argument(
+        "--retry",
+        choices=("none", "retryable", "all"),
+        default="retryable",
+        help="which failures of the same version are tried again (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max_failures",
+        type=checks.max_failures,
+        metavar="N|SHARE",
+        help="how many of the items that the run tries may fail, as 100, 0.01 or 1%%; past it the "
+        "run fails and keeps what it wrote (default: any number)",
+    )
+    group.add_argument(
+        "--prune",
+        action="store_true",
+        help="at the end remove the rows of objects that the inputs no longer list",
+    )
+    group.add_argument(
+        "--take_over",
+        action="store_true",
+        help="take the place of another run that holds the output: for one that is dead",
     )
 
     group = parser.add_argument_group("running")

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.flags import UsageError, tag_parser
+from transforms.accounting import MaxFailures
 from transforms.labelfile import LabelFileError, read_label_set
 from transforms.labels import LabelSet
 from transforms.names import kind_of
-from transforms.records import Input, ModelSpec, ReadLimits, RunSpec, Selection
+from transforms.records import Input, ModelSpec, ReadLimits, Retry, RunSpec, Selection
 
 LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner")
 
@@ -36,6 +37,10 @@ class TagSpec:
     limits: ReadLimits
     max_pixels: int
     background: tuple[int, int, int]
+    retry: Retry
+    max_failures: MaxFailures | None
+    prune: bool
+    take_over: bool
     runner: str
     beam_args: tuple[str, ...]
     quiet: bool
@@ -45,6 +50,13 @@ class TagSpec:
     def is_local(self) -> bool:
         """Whether the job runs in this process."""
         return self.runner in LOCAL_RUNNERS
+
+    @property
+    def abort_after(self) -> MaxFailures | None:
+        """What a local run does not go on beyond: a share only where all items are listed first."""
+        most = self.max_failures if self.is_local else None
+        read_to_list = any(given.kind == "tar" for given in self.inputs)
+        return None if most and most.share is not None and read_to_list else most
 
 
 def parse_tag(argv: Sequence[str], prog: str = "beamtag tag") -> TagSpec:
@@ -89,6 +101,10 @@ def parse_tag(argv: Sequence[str], prog: str = "beamtag tag") -> TagSpec:
         ),
         max_pixels=options.max_pixels,
         background=options.background,
+        retry=options.retry,
+        max_failures=options.max_failures,
+        prune=options.prune,
+        take_over=options.take_over,
         runner=options.runner,
         beam_args=tuple(beam_args),
         quiet=options.quiet,

@@ -31,6 +31,8 @@ from transforms.storage import read_object
 LINE_EVERY_S = 30.0
 BAR_EVERY_S = 0.2
 TOP_LABELS = 10
+SHARDS = 10
+"""How many shards that do not add up are named."""
 
 logger = logging.getLogger("beamtag")
 
@@ -126,33 +128,35 @@ def close(record_url: str, *, quiet: bool, as_json: bool) -> int:
         summarize(record, record_url, Console(highlight=False))
     if record["status"] == "finished":
         return 0
-    counts = record["counts"]
-    print(  # noqa: T201
-        f"beamtag tag: failed: {counts['listed']} items were listed, but {counts['reused']} "
-        f"reused + {counts['embedded']} embedded + {counts['failed']} failed do not add up to that",
-        file=sys.stderr,
-    )
+    print(f"beamtag tag: failed: {_what_failed(record)}", file=sys.stderr)  # noqa: T201
     return 1
+
+
+def _what_failed(record: dict[str, Any]) -> str:
+    if record["status"] != "unbalanced":
+        return str(record["error"])
+    counts = dict(record["counts"])
+    listed = counts.pop("listed")
+    parts = " + ".join(f"{count} {what}" for what, count in counts.items())
+    line = f"{listed} items were listed, but {parts} do not add up to that"
+    shards = record["unbalanced_shards"]
+    if not shards:
+        return line
+    named = ", ".join(f"{shard} ({missing:+d})" for shard, missing in list(shards.items())[:SHARDS])
+    more = f" and {len(shards) - SHARDS} more" if len(shards) > SHARDS else ""
+    return f"{line}; listed less written, by shard: {named}{more}"
 
 
 def summarize(record: dict[str, Any], record_url: str, console: Console) -> None:
     """Print the closing summary of a run's record."""
     counts = record["counts"]
-    if not counts["listed"]:
+    if not counts["listed"] and not record["scored"]:
         inputs = ", ".join(record["inputs"])
         console.print(Text(f"Nothing to tag: no pictures in {inputs}"), soft_wrap=True)
         return
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("listed", f"{counts['listed']:,}")
-    if counts["reused"]:
-        table.add_row("reused", f"{counts['reused']:,}")
-    table.add_row("embedded", f"{counts['embedded']:,}")
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in record["failures"].items())
-    table.add_row("failed", f"{counts['failed']:,}" + (f" ({reasons})" if reasons else ""))
-    if record["retries"]:
-        table.add_row("retries", f"{record['retries']:,} reads were tried again")
-    table.add_row("speed", f"{record['items_per_second']:,.0f} items/s")
-    console.print(table)
+    console.print(_counts_table(record))
+    if record["model"].get("loaded") == []:
+        console.print("\nNothing is new: no model was loaded")
 
     for label_set_id, labels in record["labels"].items():
         console.print(f"\n[bold]Most frequent labels[/bold] ({label_set_id})")
@@ -182,6 +186,31 @@ def summarize(record: dict[str, Any], record_url: str, console: Console) -> None
     console.print(Text(latest_tags_sql(record)), soft_wrap=True)
 
 
+def _counts_table(record: dict[str, Any]) -> Table:
+    counts = record["counts"]
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("listed", f"{counts['listed']:,}")
+    if counts["reused"]:
+        table.add_row("reused", f"{counts['reused']:,}")
+    table.add_row("embedded", f"{counts['embedded']:,}")
+    if counts["duplicates"]:
+        table.add_row("duplicates", f"{counts['duplicates']:,} of bytes that have a vector already")
+    told = [f"{count:,} {reason}" for reason, count in record["failures"].items()]
+    if record["known_failures"]:
+        told.append(f"{record['known_failures']:,} known from earlier runs")
+    table.add_row("failed", f"{counts['failed']:,}" + (f" ({', '.join(told)})" if told else ""))
+    if record["scored"]:
+        table.add_row("scored", f"{record['scored']:,} stored vectors")
+    if "pruned" in record:
+        pruned = record["pruned"]
+        table.add_row("pruned", f"{pruned['rows']:,} rows of {pruned['items']:,} gone items")
+    if record["retries"]:
+        table.add_row("retries", f"{record['retries']:,} reads were tried again")
+    if counts["embedded"]:
+        table.add_row("speed", f"{record['items_per_second']:,.0f} items/s")
+    return table
+
+
 def latest_tags_sql(record: dict[str, Any]) -> str:
     """A query that counts every item's latest best tag, of a run's first label set and model."""
     label_set_id = next(iter(record["label_sets"]))
@@ -194,6 +223,6 @@ def latest_tags_sql(record: dict[str, Any]) -> str:
         "  SELECT label, count(*) AS items, round(avg(score), 2) AS score\n"
         f"  FROM (FROM read_parquet('{pattern}')\n"
         "        WHERE rank <= 1\n"
-        "        QUALIFY row_number() OVER (PARTITION BY uri ORDER BY tagged_at DESC) = 1)\n"
+        "        QUALIFY row_number() OVER (PARTITION BY uri, id ORDER BY embedded_at DESC) = 1)\n"
         "  WHERE label IS NOT NULL GROUP BY label ORDER BY items DESC, label LIMIT 10;"
     )

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -26,15 +27,19 @@ def free_port() -> int:
 @contextlib.contextmanager
 def _serving(command: list[str], url: str) -> Iterator[str]:
     """A server's process, once it answers; gives its URL."""
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
+    # Into a file: a pipe that nobody reads is full after some hundred lines of an access log, and
+    # then the server waits for ever.
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said) as process,
+    ):
         try:
             deadline = time.monotonic() + START_TIMEOUT_S
             while not _answers(url):
                 if process.poll() is not None or time.monotonic() > deadline:
                     process.kill()
-                    raise RuntimeError(f"{command} did not start: {process.communicate()[1]}")
+                    said.seek(0)
+                    raise RuntimeError(f"{command} did not start: {said.read()}")
                 time.sleep(0.05)
             yield url
         finally:

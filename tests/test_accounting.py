@@ -51,7 +51,9 @@ def test_the_record_of_a_balanced_run(tmp_path):
     record = json.loads((tmp_path / "runs" / "r.json").read_text())
     assert next(iter(record)) == "run_id"
     assert record["status"] == "finished"
-    assert record["counts"] == {"listed": 4, "reused": 0, "embedded": 3, "failed": 1}
+    assert record["counts"] == {
+        "listed": 4, "reused": 0, "embedded": 3, "duplicates": 0, "failed": 1,
+    }  # fmt: skip
     assert record["failures"] == {"not_found": 1}
     assert record["labels"] == {"set-0": {"dog": 2, "cat": 1}}
     assert record["files"] == ["f0"]

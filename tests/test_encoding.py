@@ -8,6 +8,7 @@ from transforms.encoding import embed_batch
 from transforms.records import (
     Batch,
     BatchPosition,
+    Counts,
     DecodedMedia,
     Effort,
     MediaRef,
@@ -34,7 +35,9 @@ def batch(*items: tuple[int | None, str | None]) -> Batch:
     colours = [colour for colour, _ in items if colour is not None]
     pixels = np.zeros((len(colours), 4, 4, 3), dtype=np.uint8)
     pixels[:, 0, 0] = np.array(colours, dtype=np.uint8)[:, None]
-    return Batch(BatchPosition("s", 0, True), media, pixels, (), Effort(), listed=len(items))
+    return Batch(
+        BatchPosition("s", 0, True), media, pixels, (), Effort(), Counts(listed=len(items))
+    )
 
 
 def rows(embedded) -> list[dict]:
@@ -48,7 +51,7 @@ def test_modalities_in_one_batch():
     assert [row["text_windows"] for row in found] == [None, 1, 1]
     assert [row["width"] for row in found] == [10, None, 10]
     assert [row["unused"] for row in found] == [None, None, None]
-    assert embedded.listed == 3
+    assert embedded.counts.listed == 3
 
 
 def test_ids_and_carried_columns_come_along():

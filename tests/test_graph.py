@@ -6,7 +6,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner, translations
 
-from pipelines import tag
+from pipelines.graph import build
 from pipelines.options import parse_tag
 from transforms.modelstore import describe_model
 
@@ -22,8 +22,8 @@ def graph(labels, vit, tmp_path):
         ]
     )
     pipeline = beam.Pipeline(runner=FnApiRunner())
-    header = {"started_at": "2026-01-01T00:00:00+00:00"}
-    tag.build(pipeline, spec, describe_model(spec.model), "/nowhere/run.json", header)
+    header = {"started_at": "2026-01-01T00:00:00+00:00", "label_sets": {}}
+    build(pipeline, spec, describe_model(spec.model), "/nowhere/run.json", header)
     return pipeline.to_runner_api()
 
 
@@ -33,8 +33,12 @@ def test_what_crosses_a_shuffle(graph):
         for transform in graph.components.transforms.values()
         if transform.spec.urn == "beam:transform:group_by_key:v1"
     }
-    # References, counts, label vectors and accounts; no batch, so no pixel and no embedding.
-    assert shuffles == {"ShuffleShards", "CountListed", "EmbedLabels", "WriteRunRecord"}
+    # References, files' names, counts, label vectors and accounts. WriteShards' is for engines that
+    # do not fuse it with reading: vectors and tags may cross that one, a pixel never does.
+    assert shuffles == {
+        "ShuffleShards", "CountShards", "EmbedLabels", "ReadStored", "WriteShards", "WriteScored",
+        "WriteRunRecord",
+    }  # fmt: skip
 
 
 def test_everything_from_reading_to_writing_is_one_stage(graph):
@@ -62,8 +66,9 @@ def test_step_names_are_stable(graph):
     (root,) = graph.root_transform_ids
     top = graph.components.transforms[root].subtransforms
     assert [graph.components.transforms[name].unique_name for name in top] == [
-        "Inputs", "ListMedia", "ListManifests", "ListTars", "GroupIntoShards", "GroupRows",
-        "Shards", "LabelSets", "EmbedLabels", "ShuffleShards", "ReadMedia", "EmbedMedia",
-        "ScoreLabels", "WriteShards", "ListedPerShard", "CountListed", "AccountListed", "Accounts",
-        "WriteRunRecord",
+        "Inputs", "ListMedia", "ListManifests", "ListTars", "SkipDone", "SkipDoneRows",
+        "SkipDoneTars", "GroupIntoShards", "GroupRows", "Shards", "ListedAccounts", "CountShards",
+        "LabelSets", "EmbedLabels", "ShuffleShards", "ReadMedia", "EmbedMedia", "ScoreLabels",
+        "WriteShards", "Unscored", "ReadStored", "ScoreStored", "WriteScored", "AccountShards",
+        "Accounts", "WriteRunRecord",
     ]  # fmt: skip

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,7 @@ import fsspec
 import numpy as np
 import open_clip
 import pytest
-import tokenizers
 import torch
-import transformers
 from checkpoints import CONFIGS, make_checkpoint
 from conftest import picture
 from fakes import CountingStore
@@ -23,7 +20,7 @@ from transforms import modelstore
 from transforms.decoding import fit
 from transforms.embedding import label_vectors
 from transforms.labels import Label, LabelSet
-from transforms.model import LONG_WORD, OpenClipModel
+from transforms.model import OpenClipModel
 from transforms.modelstore import ModelError, describe_model
 from transforms.records import ModelSpec, Preprocess
 
@@ -102,62 +99,6 @@ def test_many_texts_are_encoded_in_parts_and_in_order(vit):
     assert vectors[[0, 300, 599]] == pytest.approx(
         model.encode_texts([texts[0], texts[300], texts[599]]), abs=1e-5
     )
-
-
-@pytest.mark.parametrize("words", [1, 20, 75, 76, 77, 150, 151, 400])
-def test_long_texts_come_in_windows_that_fit(vit, words):
-    model = OpenClipModel(local(vit))
-    context = model._tokenize.context_length
-    text = " ".join(["dog"] * words)
-    windows = model.text_windows(text)
-    # Every word of CLIP's vocabulary is one token; the model's own take two of the context.
-    assert len(windows) == -(-words // (context - 2))
-    assert " ".join(windows) == text
-    sizes = [len(window.split()) for window in windows]
-    assert max(sizes) - min(sizes) <= 2
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "x" * 3000,
-        "!" * 500,
-        "猫が草の上で寝ている。" * 60,
-        "a dog! " * 10 + "🐕" * 200 + " in the grass" * 30,
-        "line\n\nbreaks\tand   spaces " * 60,
-    ],
-)
-def test_windows_lose_nothing(vit, text):
-    model = OpenClipModel(local(vit))
-    windows = model.text_windows(text)
-    assert len(windows) > 1
-    assert all(model._fits(window) for window in windows)
-    assert "".join("".join(windows).split()) == "".join(text.split())
-
-
-def test_long_words_take_time_by_their_length(vit):
-    model = OpenClipModel(local(vit))
-    letters = np.random.default_rng(0).integers(97, 123, 40_000, dtype=np.uint8)
-    text = letters.tobytes().decode()
-    seen = []
-    tokenize = model._tokenize.encode
-    model._tokenize.encode = lambda text: seen.append(text) or tokenize(text)
-    windows = model.text_windows(text)
-    assert "".join("".join(windows).split()) == text
-    assert max(len(word) for text in seen for word in text.split()) <= LONG_WORD
-    assert model.text_windows("b" * LONG_WORD + " c")[0].startswith("b" * 20)
-
-
-def test_the_tokenizer_does_not_remember_every_word(vit, monkeypatch):
-    monkeypatch.setattr("transforms.model.CACHED_WORDS", 1000)
-    model = OpenClipModel(local(vit))
-    before = model.encode_texts(["a dog <end_of_text>"])
-    letters = "abcdefghijklmnop"
-    words = [a + b + c + "w" for a in letters for b in letters for c in letters]
-    for start in range(0, len(words), 50):
-        model.text_windows(" ".join(words[start : start + 50]))
-    assert len(model._tokenize.cache) <= 1000 + 200
-    assert (model.encode_texts(["a dog <end_of_text>"]) == before).all()
 
 
 def test_the_model_id_names_weights_and_preprocessing(tmp_path):
@@ -302,46 +243,6 @@ def test_a_hub_model_is_loaded_from_the_hubs_cache(tmp_path, vit, monkeypatch):
     assert model.encode_texts(["a dog"]) == pytest.approx(
         OpenClipModel(local(vit)).encode_texts(["a dog"]), abs=1e-6
     )
-
-
-@pytest.fixture
-def tokenized(tmp_path) -> Path:
-    """A SigLIP-style model with a tokenizer of transformers' kind in its folder."""
-    words = {"[PAD]": 0, "[UNK]": 1, "a": 2, "photo": 3, "of": 4, "dog": 5, "cat": 6}
-    folder = tmp_path / "tokenized"
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
-    ).save_pretrained(folder)
-    kwargs = {"clean": "canonicalize"}
-    extra = {"hf_tokenizer_name": "any", "tokenizer_kwargs": kwargs, "vocab_size": len(words)}
-    return make_checkpoint(folder, "siglip", text=extra)
-
-
-def test_windows_by_a_tokenizer_of_transformers(tokenized):
-    model = OpenClipModel(local(tokenized))
-    text = "a photo of a dog on a sunny day in the park " * 20
-    windows = model.text_windows(text)
-    assert len(windows) > 1
-    assert all(model._fits(window) for window in windows)
-    assert " ".join(windows) == text.strip()
-
-
-def test_tokenizers_of_transformers(tokenized):
-    model = OpenClipModel(local(tokenized))
-    theirs = open_clip.create_model(f"local-dir:{tokenized}").eval()
-    tokens = open_clip.get_tokenizer(f"local-dir:{tokenized}")(["A photo of a dog!", "cat"])
-    assert tokens[0, :5].tolist() == [2, 3, 4, 2, 5]
-    with torch.no_grad():
-        expected = theirs.encode_text(tokens, normalize=True).numpy()
-    assert model.encode_texts(["A photo of a dog!", "cat"]) == pytest.approx(expected, abs=1e-6)
-
-
-def test_a_missing_tokenizer_package_names_the_extra(tokenized, monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
-    with pytest.raises(ModelError, match=r"pip install 'beamtag\[hf\]'"):
-        OpenClipModel(local(tokenized))
 
 
 @pytest.fixture

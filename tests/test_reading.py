@@ -150,7 +150,8 @@ def test_tars_and_objects_do_not_wait_for_each_other(tmp_path, monkeypatch):
     tars = Shard("tar", (MediaRef(str(tar), "v", tar.stat().st_size),), tar=True)
     batches = read([objects, tars, objects, tars])
     assert sum(len(batch) for batch in batches) == 160
-    assert sum(batch.listed for batch in batches) == 80
-    assert [b.position.shard_id for b in batches if b.position.last] == [
-        objects.shard_id, "tar-0000", objects.shard_id, "tar-0000",
-    ]  # fmt: skip
+    assert sum(batch.counts.listed for batch in batches) == 80
+    ends = [batch.position for batch in batches if batch.position.last]
+    of_tar = "tar-e3b0c4-0000"  # The tar, the run (here none), and which part of the tar.
+    assert [end.shard_id for end in ends] == [objects.shard_id, of_tar, objects.shard_id, of_tar]
+    assert [end.end for end in ends] == [False, True, False, True]

@@ -76,6 +76,7 @@ def test_markup_in_names_is_not_markup():
         "inputs": ["/a"],
         "output": "/out",
         "model_id": "m-0",
+        "model": {},
         "label_sets": {"set-0": {}},
         **finished(account, STARTED),
     }

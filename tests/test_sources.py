@@ -159,7 +159,9 @@ def test_manifests_with_columns(job: Job, shelf, name, content):
     assert (failure["id"], failure["reason"], failure["owner"]) == ("g", "not_found", "cy")
     assert {row["owner"] for row in done.table("predictions") if row["id"] == "n0"} == {"ann"}
     assert done.record["modalities"] == {"pair": 1, "image": 1, "text": 1}
-    assert done.record["counts"] == {"listed": 4, "reused": 0, "embedded": 3, "failed": 1}
+    assert done.record["counts"] == {
+        "listed": 4, "reused": 0, "embedded": 3, "duplicates": 0, "failed": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
@@ -289,7 +291,9 @@ def test_tars_of_the_webdataset_convention(job: Job, tmp_path, mode):
     assert [row["id"] for row in rows] == [f"shard/{n:04d}" for n in range(11)]
     assert [row["modality"] for row in rows] == ["pair" if n % 2 else "image" for n in range(11)]
     assert [row["owner"] for row in rows] == [f"o{n}" for n in range(11)]
-    assert done.record["counts"] == {"listed": 11, "reused": 0, "embedded": 11, "failed": 0}
+    assert done.record["counts"] == {
+        "listed": 11, "reused": 0, "embedded": 11, "duplicates": 0, "failed": 0,
+    }  # fmt: skip
     # Three shards of up to four, three tables; the same again overwrites them.
     files = set(done.output.rglob("*.parquet"))
     assert len(files) == 9
@@ -351,7 +355,9 @@ def test_a_tar_is_read_once_front_to_back_from_a_store(job: Job, tmp_path, monke
         counts = store.counts()
     assert done.status == 0, done.err
     assert [row["message"] for row in done.table("failures")] == []
-    assert done.record["counts"] == {"listed": 30, "reused": 0, "embedded": 30, "failed": 0}
+    assert done.record["counts"] == {
+        "listed": 30, "reused": 0, "embedded": 30, "duplicates": 0, "failed": 0,
+    }  # fmt: skip
     assert sum(counts["faults"].values()) > 0
     blocks = -(-path.stat().st_size // 10_000)
     assert counts["objects"] == blocks + sum(counts["faults"].values())

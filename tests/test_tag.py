@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -26,7 +27,7 @@ from PIL import Image
 from pipelines import report
 from transforms import writing
 from transforms.accounting import Account
-from transforms.storage import publish
+from transforms.publishing import publish
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def archive(tmp_path) -> Path:
     """Twelve pictures in two folders, one of them no picture."""
     folder = tmp_path / "archive"
     write_pictures(folder / "a", 6)
-    write_pictures(folder / "b", 6)
+    write_pictures(folder / "b", 6, width=80)
     (folder / "b" / "00003.jpg").write_bytes(b"<html>not found</html>")
     return folder
 
@@ -70,7 +71,9 @@ def test_a_folder_becomes_tables(job: Job, archive):
 
     record = done.record
     assert record["status"] == "finished"
-    assert record["counts"] == {"listed": 12, "reused": 0, "embedded": 11, "failed": 1}
+    assert record["counts"] == {
+        "listed": 12, "reused": 0, "embedded": 11, "duplicates": 0, "failed": 1,
+    }  # fmt: skip
     assert record["failures"] == {"not_an_image": 1}
     assert {row["run_id"] for row in embeddings + predictions + failures} == {record["run_id"]}
     # Three shards of up to five, three tables.
@@ -176,7 +179,9 @@ def test_an_empty_folder_is_a_run_of_nothing(job: Job, tmp_path):
     done = job(input=tmp_path / "empty")
     assert done.status == 0
     assert f"Nothing to tag: no pictures in {tmp_path / 'empty'}" in done.out
-    assert done.record["counts"] == {"listed": 0, "reused": 0, "embedded": 0, "failed": 0}
+    assert done.record["counts"] == {
+        "listed": 0, "reused": 0, "embedded": 0, "duplicates": 0, "failed": 0,
+    }  # fmt: skip
     assert done.record["status"] == "finished"
 
 
@@ -287,10 +292,10 @@ def test_hostile_pictures_are_rows(job: Job, tmp_path):
 
 
 def test_a_disk_that_fills_up_is_a_failed_run(job: Job, archive, monkeypatch):
-    def full(url: str, content: bytes) -> None:
+    def full(url: str, content: bytes, run_id: str, *more: object) -> None:
         if url.endswith(".parquet"):
             raise OSError(28, "No space left on device")
-        publish(url, content)
+        publish(url, content, run_id, *more)
 
     monkeypatch.setattr("transforms.writing.publish", full)
     done = job(input=archive)
@@ -308,10 +313,14 @@ def test_an_interrupted_run_says_so_in_one_line(job: Job, archive, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("transforms.embedding.embed_batch", interrupt)
+    monkeypatch.setattr("transforms.duplicates.embed_batch", interrupt)
     done = job(input=archive)
     assert done.status == 1
-    assert done.err == "beamtag tag: failed: interrupted; the same command starts it over\n"
+    # The model is loaded when the first batch comes.
+    assert done.err.splitlines()[1:] == [
+        "beamtag tag: failed: interrupted; what is written is kept, and the same command goes on "
+        "from it"
+    ]
     assert done.record["status"] == "interrupted"
 
 
@@ -341,16 +350,21 @@ def test_a_real_interrupt(archive, vit, labels, tmp_path):
 def test_an_account_that_does_not_balance_is_a_failed_run(job: Job, archive, monkeypatch):
     real = writing.write_shard
 
-    def forgetful(*arguments) -> Account:
-        account = real(*arguments)
-        account.embedded -= 1
-        return account
+    def forgetful(batches, *arguments) -> Account:
+        first = batches[0].embedded
+        lost = replace(first, embeddings=first.embeddings.slice(1))
+        return real([replace(batches[0], embedded=lost), *batches[1:]], *arguments)
 
     monkeypatch.setattr(writing, "write_shard", forgetful)
     done = job(input=archive)
     assert done.status == 1
-    assert "12 items were listed, but 0 reused + 10 embedded + 1 failed" in done.err
+    assert (
+        "12 items were listed, but 0 reused + 10 embedded + 0 duplicates + 1 failed do not add up"
+    ) in done.err
     assert done.record["status"] == "unbalanced"
+    (shard_id,) = done.record["unbalanced_shards"]
+    assert f"by shard: {shard_id} (+1)" in done.err
+    assert any(f"shard-{shard_id}" in file for file in done.record["files"])
 
 
 def test_direct_runner_means_a_local_run_and_says_so(job: Job, archive):

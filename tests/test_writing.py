@@ -2,35 +2,71 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
-import fsspec
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.window import GlobalWindow
 from fakes import FakeModel
 from test_embedding import RUN
 from test_embedding import batch as decoded_batch
 from test_scoring import label_vectors
 
 from transforms.encoding import embed_batch
-from transforms.records import BatchPosition, Failure, MediaRef, Reason, RunSpec, Stage, TaggedBatch
-from transforms.schemas import embeddings_schema, failures_schema, predictions_schema
+from transforms.ledger import TAR_END, LedgerSpec, unscored_files
+from transforms.publishing import PublishError
+from transforms.records import (
+    BatchPosition,
+    Counts,
+    Failure,
+    MediaRef,
+    Reason,
+    RunSpec,
+    Stage,
+    TaggedBatch,
+)
+from transforms.runlock import LostPlaceError, take_place
+from transforms.schemas import (
+    SCHEMA_VERSION,
+    VERSION_KEY,
+    embeddings_schema,
+    failures_schema,
+    predictions_schema,
+)
 from transforms.scoring import tag_batch
-from transforms.storage import locate, publish
-from transforms.writing import _WriteWholeShards, parquet_bytes, table_file, write_shard
+from transforms.storage import locate
+from transforms.writing import (
+    ROW_GROUP_ROWS,
+    WriteShards,
+    _WriteGrouped,
+    _WriteWholeShards,
+    parquet_bytes,
+    table_file,
+    write_shard,
+)
 
 LABELS = {"set-0": label_vectors(np.eye(3), names=("a", "b", "c"), top_k=2)}
 
 
-def tagged(colours: list[int], seq: int = 0, of: int = 1, failures=()) -> TaggedBatch:
+def tagged(
+    colours: list[int], seq: int = 0, of: int = 1, failures=(), *, shard: str = "s1", **position
+) -> TaggedBatch:
     embedded = embed_batch(decoded_batch(colours, failures), FakeModel(), 3, RUN)
-    position = BatchPosition("s1", seq, seq == of - 1)
+    position = BatchPosition(shard, seq, seq == of - 1, **position)
     object.__setattr__(embedded, "position", position)
     return tag_batch(embedded, LABELS, "run")
+
+
+def footer(file: str) -> dict[bytes, bytes]:
+    return pq.read_metadata(file).metadata
 
 
 @pytest.fixture
@@ -63,29 +99,154 @@ def test_batches_are_written_in_their_order(run):
     assert pq.ParquetFile(account.files[0]).read().column("uri").to_pylist() == ["u0", "u1", "u0"]
 
 
-def test_a_shard_without_rows_still_has_its_files(run):
-    account = write_shard([tagged([])], run, "net-1")
-    assert [pq.ParquetFile(file).metadata.num_rows for file in account.files] == [0, 0, 0]
+def test_all_tables_have_files_where_one_of_them_has_rows(run):
+    gone = Failure(MediaRef("u9", "v"), Stage.READ, Reason.READ_ERROR, "timed out")
+    account = write_shard([tagged([], failures=(gone,))], run, "net-1")
+    assert [pq.read_metadata(file).num_rows for file in account.files] == [0, 0, 1]
     assert account.examples == []
 
 
+def test_nothing_is_written_of_a_shard_of_which_all_was_done(run):
+    done = replace(tagged([]).embedded, counts=Counts(listed=3, reused=2, known_failures={"e": 1}))
+    account = write_shard([tag_batch(done, LABELS, "run")], run, "net-1")
+    assert (account.files, account.listed, account.reused, account.failed) == ([], 3, 2, 1)
+    assert not os.path.exists(run.output)
+
+
+def test_the_last_shard_of_a_tar_says_so(run):
+    """Also where nothing is new in it: it ends what the shards before it have begun."""
+    for shard_id, colours, end in [("t-r-0000", [1], False), ("t-r-0001", [], True)]:
+        account = write_shard([tagged(colours, shard=shard_id, end=end)], run, "net-1")
+        ends = {
+            file[len(run.output) :].split("/")[1]: TAR_END in footer(file) for file in account.files
+        }
+        assert ends == {"embeddings": end, "predictions": False, "failures": False}, shard_id
+        assert {footer(file)[VERSION_KEY] for file in account.files} == {b"%d" % SCHEMA_VERSION}
+
+
+def test_a_shard_that_is_stored_gets_its_predictions_and_nothing_else(run):
+    stored = tagged([1, 2], dt="2025-12-31")
+    account = write_shard([stored], run, "net-1")
+    (file,) = account.files
+    assert file == (
+        f"{run.output}/predictions/label_set=set-0/model=net-1/dt=2025-12-31/shard-s1.parquet"
+    )
+    assert os.listdir(run.output) == ["predictions"]
+    assert (account.scored, account.listed, account.embedded) == (2, 0, 0)
+    # A file without rows is scored once too, not every night.
+    (file,) = write_shard([tagged([], dt="2025-12-30")], run, "net-1").files
+    assert pq.read_metadata(file).num_rows == 0
+
+
+def test_a_bundle_that_is_done_again_overwrites_its_files(run):
+    gone = Failure(MediaRef("u9", "v"), Stage.READ, Reason.READ_ERROR, "timed out")
+    first = write_shard([tagged([1, 2], failures=(gone,))], run, "net-1").files
+    account = write_shard([tagged([1, 2, 3])], run, "net-1")
+    assert account.files == first
+    assert [pq.read_metadata(file).num_rows for file in first] == [3, 6, 0]
+    names = {os.path.join(at, name) for at, _, names in os.walk(run.output) for name in names}
+    assert names == set(first)
+
+
+@pytest.mark.parametrize("broken", ["embeddings", "predictions", "failures"])
+def test_what_breaks_off_leaves_no_stray_predictions(run, broken):
+    """What is embedded and not scored the next run scores; the other way round is damage."""
+    place = Path(run.output, broken)
+    place.parent.mkdir()
+    place.write_bytes(b"no folder")
+    with pytest.raises(PublishError):
+        write_shard([tagged([1, 2])], run, "net-1")
+    place.unlink()
+    written = sorted(
+        path.relative_to(run.output).parts[0] for path in Path(run.output).rglob("*.parquet")
+    )
+    assert written == {
+        "embeddings": [], "predictions": ["embeddings"], "failures": ["embeddings", "predictions"],
+    }[broken]  # fmt: skip
+    unscored = unscored_files(run.output, "net-1", ["set-0", "set-1"])
+    lacking = {"embeddings": [], "predictions": [("set-0", "set-1")], "failures": [("set-1",)]}
+    assert [file.label_sets for file in unscored] == lacking[broken]
+
+
 def test_a_shard_is_written_when_it_is_whole(run):
-    writer = _WriteWholeShards(run, "net-1", {})
+    writer = _WriteWholeShards(WriteShards(run, "net-1"))
     writer.start_bundle()
     assert list(writer.process(tagged([1], 0, 2))) == []
     assert not os.path.exists(run.output)
     (account,) = writer.process(tagged([2], 1, 2))
     assert account.embedded == 2
-    writer.finish_bundle()
+    assert list(writer.finish_bundle()) == []
 
 
 def test_part_of_a_shard_is_never_written_as_the_whole(run):
-    writer = _WriteWholeShards(run, "net-1", {})
+    """It goes on, to where the other parts of it go."""
+    writer = _WriteWholeShards(WriteShards(run, "net-1"))
     writer.start_bundle()
-    assert list(writer.process(tagged([1], 0, 2))) == []
-    with pytest.raises(RuntimeError, match=r"batches of shards \['s1'\] did not arrive together"):
-        writer.finish_bundle()
+    parts = [tagged([2], 1, 3), tagged([1], 0, 3), tagged([7], 0, 2, dt="2025-12-31")]
+    for part in parts:
+        assert list(writer.process(part, 0, GlobalWindow())) == []
+    late = [output.value.value for output in writer.finish_bundle()]
+    assert late == [("/s1", parts[0]), ("/s1", parts[1]), ("2025-12-31/s1", parts[2])]
+    grouped = _WriteGrouped(WriteShards(run, "net-1"))
+    with pytest.raises(RuntimeError, match="shard /s1: only 2 of its batches have arrived"):
+        list(grouped.process(("/s1", parts[:2])))
     assert not os.path.exists(run.output)
+    # One that an engine gives twice is written once.
+    whole = [tagged([3], 2, 3), *parts[:2], parts[0]]
+    (account,) = grouped.process(("/s1", whole))
+    assert account.embedded == 3
+    assert pq.read_table(account.files[0], partitioning=None).num_rows == 3
+
+
+def test_shards_whose_batches_an_engine_scatters(run):
+    shards = {f"s{number}": [[number], [number + 1, number + 2], [9]] for number in range(5)}
+    batches = [
+        tagged(colours, seq, len(parts), shard=shard)
+        for shard, parts in shards.items()
+        for seq, colours in enumerate(parts)
+    ]
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        embedded = (
+            pipeline
+            | beam.Create([batch for seq in range(3) for batch in batches[seq::3]])
+            | beam.Reshuffle()
+            | WriteShards(run, "net-1")
+            | beam.Map(lambda account: account.embedded)
+        )
+        assert_that(embedded, equal_to([4] * 5))
+    found = pq.read_table(f"{run.output}/embeddings", partitioning=None)
+    assert found.num_rows == 20
+    assert len(list(Path(run.output).rglob("*.parquet"))) == 15
+
+
+def test_a_reader_finds_an_item_without_reading_all():
+    """By the statistics of files and of row groups: rows stay as they were listed."""
+    count = ROW_GROUP_ROWS + 1000
+    uris = [f"s3://bucket/{number:07d}.jpg" for number in range(count)]
+    columns = {"uri": uris, "rank": [1] * count}
+    rows = pa.table({name: columns.get(name, pa.nulls(count)) for name in ("uri", "rank", "id")})
+    content = pa.BufferReader(parquet_bytes(rows))
+    file = pq.ParquetFile(content)
+    groups = [file.metadata.row_group(place) for place in range(file.num_row_groups)]
+    bounds = [(group.column(0).statistics.min, group.column(0).statistics.max) for group in groups]
+    assert bounds == [(uris[0], uris[ROW_GROUP_ROWS - 1]), (uris[ROW_GROUP_ROWS], uris[-1])]
+    fragment = ds.ParquetFileFormat().make_fragment(content)
+    for wanted, groups_read in [(uris[3], [0]), (uris[-3], [1]), ("s3://bucket/x", [])]:
+        left = fragment.subset(ds.field("uri") == wanted).row_groups
+        assert [group.id for group in left] == groups_read
+
+
+def test_whoever_has_lost_their_place_writes_nothing(run):
+    ledger = LedgerSpec(run.output, "net-1", "none", run.run_id)
+    writer = _WriteWholeShards(WriteShards(run, "net-1", ledger=ledger))
+    writer.start_bundle()
+    gone = Failure(MediaRef("u9", "v"), Stage.READ, Reason.READ_ERROR, "timed out")
+    with pytest.raises(LostPlaceError, match="its lock is gone"):
+        list(writer.process(tagged([], failures=(gone,))))
+    assert list(Path(run.output).rglob("*.parquet")) == []
+    with take_place(run.output, run.run_id):
+        (account,) = writer.process(tagged([], failures=(gone,)))
+    assert len(account.files) == 3
 
 
 def test_the_parquet_that_warehouses_want():
@@ -109,44 +270,8 @@ def test_urls_of_files():
     )
 
 
-def test_publish_replaces_in_one_step(tmp_path):
-    path = tmp_path / "deep" / "file.parquet"
-    publish(str(path), b"old" * 100_000)
-    old, new = b"old" * 100_000, b"new" * 100_000
-    stop = threading.Event()
-
-    def look() -> set[bytes]:
-        seen = set()
-        while not stop.is_set():
-            seen.add(path.read_bytes())
-        return seen
-
-    with ThreadPoolExecutor(1) as pool:
-        looking = pool.submit(look)
-        for _ in range(50):
-            publish(str(path), new)
-            publish(str(path), old)
-        stop.set()
-        # A moment without the file would have ended the reader with FileNotFoundError.
-        assert looking.result() == {old, new}
-    assert os.listdir(path.parent) == ["file.parquet"]
-
-
-def test_publish_leaves_nothing_when_it_fails(tmp_path):
-    target = tmp_path / "file"
-    target.mkdir()
-    with pytest.raises(OSError, match="directory"):
-        publish(str(target), b"content")
-    assert os.listdir(tmp_path) == ["file"]
-
-
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it were not installed, nor known yet
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(ImportError, match=r"s3:// needs a package .* pip install 'beamtag\[s3\]'"):
         locate("s3://bucket/key")
-
-
-def test_publish_to_an_object_store():
-    publish("memory://bucket/runs/r.json", b"{}")
-    assert fsspec.filesystem("memory").cat_file("/bucket/runs/r.json") == b"{}"

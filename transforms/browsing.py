@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from transforms.buckets import AmazonBucket, Bucket, Entry, GoogleBucket, Page, Place
-from transforms.storage import version_of
+from transforms.storage import version_of, version_of_file
 
 
 def files_under(filesystem: Any, path: str) -> Iterator[Entry]:
@@ -199,8 +199,7 @@ class _LocalFolders(_Folders):
         else:
             if not stat.S_ISREG(found.st_mode):
                 return None  # A pipe with a picture's name would be waited for without end.
-        told = {"mtime": found.st_mtime, "created": found.st_ctime, "size": size}
-        return Entry(name, version_of(told), size)
+        return Entry(name, version_of_file(found, size), size)
 
     def enterable(self, folder: str) -> bool:
         return not os.path.islink(folder.rstrip("/"))

@@ -5,21 +5,28 @@ EmbedLabels: the words, once per run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.ml.inference.base import ModelHandler, RunInference
 
+from transforms.duplicates import embed_once
 from transforms.encoding import embed_batch, label_vectors
+from transforms.knownvectors import shared_vectors
 from transforms.labels import LabelSet
-from transforms.model import OpenClipModel, shared_model
+from transforms.ledger import LedgerSpec
+from transforms.lightimports import without
+from transforms.model import LazyModel, shared_model, shared_text_model
 from transforms.records import Batch, EmbeddedBatch, LabelVectors, ModelSpec, RunSpec
 from transforms.storage import StorageOptions, use_storage_options
 
+# The manager of several models imports torch, which a night with nothing new does without.
+with without("apache_beam.ml.inference.model_manager"):
+    from apache_beam.ml.inference.base import ModelHandler, RunInference
 
-class OpenClipHandler(ModelHandler[Batch, EmbeddedBatch, OpenClipModel]):
+
+class OpenClipHandler(ModelHandler[Batch, EmbeddedBatch, LazyModel]):
     """RunInference's way to our model: a `Batch` in, one `EmbeddedBatch` out."""
 
     def __init__(
@@ -29,30 +36,35 @@ class OpenClipHandler(ModelHandler[Batch, EmbeddedBatch, OpenClipModel]):
         run: RunSpec,
         text_weight: float = 0.5,
         storage_options: StorageOptions | None = None,
+        ledger: LedgerSpec | None = None,
     ) -> None:
         super().__init__()
+        self._ledger = ledger
         self._spec = model
         self._dim = dim
         self._run = run
         self._text_weight = text_weight
         self._storage_options = storage_options or {}
 
-    def load_model(self) -> OpenClipModel:
-        """The process's one copy of the model."""
+    def load_model(self) -> LazyModel:
+        """The way to the process's one copy of the model: Beam asks for it before any batch."""
         use_storage_options(self._storage_options)
-        return shared_model(self._spec)
+        return LazyModel(self._spec)
 
     def run_inference(
         self,
         batch: Sequence[Batch],
-        model: OpenClipModel,
+        model: LazyModel,
         inference_args: Mapping[str, Any] | None = None,
     ) -> Iterable[EmbeddedBatch]:
         """Embed one batch; with `with_no_batching` what RunInference hands over is the `Batch`."""
         del inference_args
         assert isinstance(batch, Batch)
-        # A list: RunInference times what it can count.
-        return [embed_batch(batch, model, self._dim, self._run, self._text_weight)]
+        # Lists: RunInference times what it can count.
+        if self._ledger is None:
+            return [embed_batch(batch, model, self._dim, self._run, self._text_weight)]
+        known = shared_vectors(self._ledger)
+        return [embed_once(batch, model, self._dim, self._run, self._text_weight, known)]
 
     def get_num_bytes(self, batch: Sequence[Batch]) -> int:
         """The pixels' bytes; Beam's own answer pickles the whole batch to learn it."""
@@ -72,7 +84,8 @@ class OpenClipHandler(ModelHandler[Batch, EmbeddedBatch, OpenClipModel]):
 class EmbedMedia(beam.PTransform[beam.PCollection[Batch], beam.PCollection[EmbeddedBatch]]):
     """Decoded batches to rows of `embeddings`; `dim` is the length of the model's vectors.
 
-    `text_weight` (0 to 1) is the share of the text in an item of picture and text.
+    `text_weight` (0 to 1) is the share of the text in an item of picture and text. Bytes that have
+    a vector in the output of `ledger`, or had one made by this process, are not embedded again.
     """
 
     model: ModelSpec
@@ -80,11 +93,12 @@ class EmbedMedia(beam.PTransform[beam.PCollection[Batch], beam.PCollection[Embed
     run: RunSpec
     text_weight: float = 0.5
     storage_options: StorageOptions = field(default_factory=dict)
+    ledger: LedgerSpec | None = None
 
     def expand(self, pcoll: beam.PCollection[Batch]) -> beam.PCollection[EmbeddedBatch]:
         """Wire RunInference."""
         handler = OpenClipHandler(
-            self.model, self.dim, self.run, self.text_weight, self.storage_options
+            self.model, self.dim, self.run, self.text_weight, self.storage_options, self.ledger
         )
         embedded: beam.PCollection[EmbeddedBatch] = pcoll | "RunInference" >> RunInference(
             handler.with_no_batching()
@@ -96,9 +110,15 @@ class EmbedMedia(beam.PTransform[beam.PCollection[Batch], beam.PCollection[Embed
 class EmbedLabels(
     beam.PTransform[beam.PCollection[LabelSet], beam.PCollection[Mapping[str, LabelVectors]]]
 ):
-    """Label sets to one mapping of their vectors by label-set id, computed once per run."""
+    """Label sets to one mapping of their vectors by label-set id, computed once per run.
+
+    `new_shards` counts the shards that are to be embedded: for none of them the text tower is
+    enough, and unless there is something `stored` to score, no vectors are needed at all.
+    """
 
     model: ModelSpec
+    new_shards: beam.PCollection[int]
+    stored: bool = False
     storage_options: StorageOptions = field(default_factory=dict)
 
     def expand(
@@ -107,22 +127,28 @@ class EmbedLabels(
         """Encode each set where a model is, and gather."""
         vectors: beam.PCollection[Mapping[str, LabelVectors]] = (
             pcoll
-            | "EncodePrompts" >> beam.ParDo(_EncodePrompts(self.model, self.storage_options))
+            | "EncodePrompts"
+            >> beam.FlatMap(
+                _encode_prompts,
+                beam.pvalue.AsSingleton(self.new_shards),
+                self.stored,
+                self.model,
+                self.storage_options,
+            )
             | "GatherLabelSets" >> beam.combiners.ToDict()
         )
         return vectors
 
 
-class _EncodePrompts(beam.DoFn):
-    """A DoFn for the model's sake: it is loaded where the prompts are encoded."""
-
-    def __init__(self, model: ModelSpec, storage_options: StorageOptions) -> None:
-        self._spec = model
-        self._storage_options = storage_options
-
-    def setup(self) -> None:
-        use_storage_options(self._storage_options)
-        self._model = shared_model(self._spec)
-
-    def process(self, label_set: LabelSet) -> Iterable[tuple[str, LabelVectors]]:
-        yield label_set.label_set_id, label_vectors(label_set, self._model)
+def _encode_prompts(
+    label_set: LabelSet,
+    new_shards: int,
+    stored: bool,
+    model: ModelSpec,
+    storage_options: StorageOptions,
+) -> Iterator[tuple[str, LabelVectors]]:
+    if not new_shards and not stored:
+        return
+    use_storage_options(storage_options)
+    loaded = shared_model(model) if new_shards else shared_text_model(model)
+    yield label_set.label_set_id, label_vectors(label_set, loaded)

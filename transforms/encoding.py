@@ -105,9 +105,7 @@ def embed_batch(
     )
     progress.add(embedded=len(good), failed=len(failures))
     effort = batch.effort.and_then("embed", time.perf_counter() - started)
-    return EmbeddedBatch(
-        batch.position, rows, (*batch.failures, *failures), effort, listed=batch.listed
-    )
+    return EmbeddedBatch(batch.position, rows, (*batch.failures, *failures), effort, batch.counts)
 
 
 class _Half:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ from transforms import names
 from transforms.decoding import ImageDecoder, looks_like_image
 from transforms.fetching import Fetched, Fetcher
 from transforms.records import (
+    ContentKey,
     DecodedMedia,
     Effort,
     Failure,
@@ -50,9 +50,6 @@ UNLISTED_BYTES = 8 * 1024 * 1024
 
 DECODED_AT_ONCE = 1024 * 1024 * 1024
 """How many bytes of decoded originals may be in memory at a time."""
-
-_OF_TEXT_ALONE = re.compile("text-[0-9a-f]{8}")
-"""The version of a row whose manifest tells none of its object: that of its text."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -108,16 +105,35 @@ class Room:
             self.release(units)
 
 
+class Known(NamedTuple):
+    """An item that turned out to be done: embedded or, with a `reason`, failed for good."""
+
+    reason: str | None = None
+
+
+class Done(Protocol):
+    """What the reader asks about what the output holds."""
+
+    def state(self, ref: MediaRef) -> str | bool:
+        """Whether a version of an item is done: True, the reason of its failure, or False."""
+
+    def embedded(self, content: ContentKey) -> bool:
+        """Whether the same bytes have a vector."""
+
+
 class Item(NamedTuple):
     """What one item has become: its pixels where it has a picture, and what it cost."""
 
-    outcome: DecodedMedia | Failure
+    outcome: DecodedMedia | Failure | Known
     pixels: Pixels | None
     effort: Effort
 
 
 class _Half(NamedTuple):
-    """A picture or a text that can be used, with the reference of what was read."""
+    """A picture or a text that can be used, with the reference of what was read.
+
+    With `embedded` it was not decoded, because it need not be.
+    """
 
     ref: MediaRef
     data: bytes
@@ -125,13 +141,15 @@ class _Half(NamedTuple):
     width: int | None = None
     height: int | None = None
     text: str | None = None
+    embedded: ContentKey | None = None
 
 
 class ItemReader:
     """Reads items, in as many threads as call it; `decode` is for pictures."""
 
-    def __init__(self, decode: ImageDecoder, limits: ReadLimits) -> None:
+    def __init__(self, decode: ImageDecoder, limits: ReadLimits, done: Done | None = None) -> None:
         self.decode = decode
+        self._done = done
         self.samples_room = Room(SAMPLE_BYTES_AT_ONCE)
         self.fetcher = Fetcher(limits.deadline_s, limits.concurrency)
         self._limits = limits
@@ -156,32 +174,57 @@ class ItemReader:
         `unused`. The bytes of a tar's sample give their room back here.
         """
         sample = source if isinstance(source, TarSample) else TarSample(source)
-        ref = sample.ref
         spent = _Spent()
+        outcome: DecodedMedia | Failure | Known
+        try:
+            outcome, pixels = self._read(sample, sample is source, spent)
+        except _KnownError as known:
+            outcome, pixels = known.known, None
+        if sample is source:
+            self.samples_room.release(_held(sample))
+        return Item(outcome, pixels, spent.effort())
+
+    def _read(
+        self, sample: TarSample, of_tar: bool, spent: _Spent
+    ) -> tuple[DecodedMedia | Failure, Pixels | None]:
+        ref = sample.ref
+        # Of a tar's members none was listed.
+        if of_tar:
+            self._refuse_known(ref)
+        alone = sample.caption is None and ref.text is None
         media: _Half | Failure | None = None
         if ref.problem is not None:
             media = Failure(ref, Stage.LIST, Reason.BAD_ROW, ref.problem)
         elif sample.problem is not None:
             media = Failure(ref, Stage.READ, sample.problem.reason, str(sample.problem))
         elif sample.data is not None:
-            media = self._decode(ref, sample.data, spent)
+            media = self._decode(ref, sample.data, spent, alone)
         elif ref.fetched:
-            media = self._fetch_and_decode(ref, spent)
-        outcome, pixels = _together(ref, media, self._text(sample))
-        if sample is source:
-            self.samples_room.release(_held(sample))
-        return Item(outcome, pixels, spent.effort())
+            media = self._fetch_and_decode(ref, spent, alone)
+        return _together(ref, media, self._text(sample))
 
-    def _fetch_and_decode(self, ref: MediaRef, spent: _Spent) -> _Half | Failure:
+    def _refuse_known(self, ref: MediaRef) -> None:
+        """Break off an item that is done. Raises _KnownError."""
+        state = self._done.state(ref) if self._done else False
+        if state is not False:
+            raise _KnownError(Known(None if state is True else str(state)))
+
+    def _fetch_and_decode(self, ref: MediaRef, spent: _Spent, alone: bool) -> _Half | Failure:
         started = time.perf_counter()
         try:
             with self._fetched(ref) as fetched:
                 spent.fetch = time.perf_counter() - started
                 spent.retries = fetched.retries
-                return self._decode(_seen(ref, fetched.version), fetched.data, spent)
+                seen = _seen(ref, fetched.version)
+                if ref.version_unknown:
+                    self._refuse_known(seen)
+                return self._decode(seen, fetched.data, spent, alone)
         except MediaError as error:
             spent.fetch = time.perf_counter() - started
             spent.retries = error.retries
+            # What came of it the last time is there: its failure, or the vector of its text alone.
+            if ref.version_unknown:
+                self._refuse_known(ref)
             return Failure(ref, Stage.READ, error.reason, str(error))
 
     @contextlib.contextmanager
@@ -206,11 +249,17 @@ class ItemReader:
                     yield fetched
                     return
 
-    def _decode(self, ref: MediaRef, data: bytes, spent: _Spent) -> _Half | Failure:
+    def _decode(self, ref: MediaRef, data: bytes, spent: _Spent, alone: bool) -> _Half | Failure:
         started = time.perf_counter()
         try:
             # By content first: bytes that begin as a picture are one under any name.
-            if _named_text(ref.uri) and not looks_like_image(data):
+            is_text = _named_text(ref.uri) and not looks_like_image(data)
+            if alone and self._done:
+                digest = hashlib.sha256(data).hexdigest()
+                content = ContentKey("text" if is_text else "image", digest)
+                if self._done.embedded(content):
+                    return _Half(ref, data, embedded=content)
+            if is_text:
                 return _Half(ref, data, text=self._bounded(decode_text(data)))
             image = self.decode(data, self._decoding_room.take)
         except MediaError as error:
@@ -256,6 +305,14 @@ class _Spent:
         return Effort({"fetch": self.fetch, "decode": self.decode}, self.retries)
 
 
+class _KnownError(Exception):
+    """Nothing more is to be read: the item is done."""
+
+    def __init__(self, known: Known) -> None:
+        super().__init__(known)
+        self.known = known
+
+
 def _together(
     ref: MediaRef, media: _Half | Failure | None, text: _Half | Failure | None
 ) -> tuple[DecodedMedia | Failure, Pixels | None]:
@@ -278,9 +335,16 @@ def _together(
 
 
 def _media(half: _Half, text: str | None, unused: str | None) -> DecodedMedia:
-    digest = hashlib.sha256(half.data).hexdigest()
+    digest = half.embedded.sha256 if half.embedded else hashlib.sha256(half.data).hexdigest()
     return DecodedMedia(
-        half.ref, digest, len(half.data), half.width, half.height, text=text, unused=unused
+        half.ref,
+        digest,
+        len(half.data),
+        half.width,
+        half.height,
+        text=text,
+        unused=unused,
+        embedded=half.embedded,
     )
 
 
@@ -295,6 +359,6 @@ def _held(sample: TarSample) -> int:
 
 def _seen(ref: MediaRef, version: str) -> MediaRef:
     """The reference with the version that was read, where no listing and no manifest told one."""
-    if ref.version and not (ref.text and _OF_TEXT_ALONE.fullmatch(ref.version)):
+    if not ref.version_unknown:
         return ref
     return ref._replace(version="+".join(part for part in (version, ref.version) if part))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +18,6 @@ from transforms import names
 from transforms.browsing import bucket_of, files_matching, files_under
 from transforms.buckets import Entry
 from transforms.manifests import ReadManifests
-from transforms.progress import progress
 from transforms.records import Input, InputKind, MediaRef, Reason, Selection, Shard
 from transforms.selecting import selector
 from transforms.storage import StorageOptions, locate, prefix_of, use_storage_options, version_of
@@ -36,21 +34,15 @@ EXTENSIONS: dict[InputKind, tuple[str, ...]] = {
 
 @dataclass
 class ListMedia(beam.PTransform[beam.PCollection[tuple[Input, ...]], beam.PCollection[MediaRef]]):
-    """Folders, globs and single objects, several of them as one element, to references.
-
-    An object that several of them name is one item.
-    """
+    """Folders, globs and single objects, several of them as one element, to references."""
 
     selection: Selection
     storage_options: StorageOptions = field(default_factory=dict)
 
     def expand(self, pcoll: beam.PCollection[tuple[Input, ...]]) -> beam.PCollection[MediaRef]:
         """Wire the listing."""
-        refs: beam.PCollection[MediaRef] = (
-            pcoll
-            | "ListObjects"
-            >> beam.FlatMap(list_inputs, "media", self.selection, self.storage_options)
-            | "DropRepeated" >> beam.ParDo(_DropRepeated())
+        refs: beam.PCollection[MediaRef] = pcoll | "ListObjects" >> beam.FlatMap(
+            list_inputs, "media", self.selection, self.storage_options
         )
         return refs
 
@@ -59,10 +51,7 @@ class ListMedia(beam.PTransform[beam.PCollection[tuple[Input, ...]], beam.PColle
 class ListManifests(
     beam.PTransform[beam.PCollection[tuple[Input, ...]], beam.PCollection[MediaRef]]
 ):
-    """Manifests, several inputs as one element, to the references that are their rows.
-
-    Rows that say the same are one item.
-    """
+    """Manifests, several inputs as one element, to the references that are their rows."""
 
     carry: tuple[str, ...] = ()
     storage_options: StorageOptions = field(default_factory=dict)
@@ -75,7 +64,6 @@ class ListManifests(
             >> beam.FlatMap(list_inputs, "manifest", storage_options=self.storage_options)
             | "ManifestUrls" >> beam.Map(lambda ref: ref.uri)
             | "ReadManifests" >> ReadManifests(self.carry, self.storage_options)
-            | "DropRepeated" >> beam.ParDo(_DropRepeated())
         )
         return refs
 
@@ -84,50 +72,29 @@ class ListManifests(
 class ListTars(beam.PTransform[beam.PCollection[tuple[Input, ...]], beam.PCollection[Shard]]):
     """Tars, several inputs as one element, to shards: one for each, read as a whole.
 
-    A tar that several of them name is one shard.
+    A tar that several of them name is one shard. `branch` is as in `GroupIntoShards`.
     """
 
+    branch: str = ""
     storage_options: StorageOptions = field(default_factory=dict)
 
     def expand(self, pcoll: beam.PCollection[tuple[Input, ...]]) -> beam.PCollection[Shard]:
         """Wire the listing."""
         shards: beam.PCollection[Shard] = (
             pcoll
-            | "ListObjects"
-            >> beam.FlatMap(list_inputs, "tar", storage_options=self.storage_options)
-            # What is in a tar is found, and counted, by reading it.
-            | "DropRepeated" >> beam.ParDo(_DropRepeated(counted=False))
-            | "TarShards" >> beam.Map(lambda ref: Shard(make_shard([ref]).shard_id, (ref,), True))
+            | "ListObjects" >> beam.FlatMap(_list_tars, self.storage_options)
+            | "TarShards" >> beam.Map(_tar_shard, self.branch)
         )
         return shards
 
 
-class _DropRepeated(beam.DoFn):
-    """A DoFn for what it has seen in a bundle: digests, in a file that sqlite keeps aside.
+def _list_tars(inputs: Iterable[Input], storage_options: StorageOptions) -> Iterator[MediaRef]:
+    # Tars are few: their names are kept.
+    return iter(dict.fromkeys(list_inputs(inputs, "tar", storage_options=storage_options)))
 
-    An archive has millions of names; in a Python set their digests alone took 100 MB a million.
-    """
 
-    def __init__(self, *, counted: bool = True) -> None:
-        self._counted = counted
-        self._seen: sqlite3.Connection
-
-    def start_bundle(self) -> None:
-        self._seen = sqlite3.connect("", check_same_thread=False)
-        self._seen.executescript(
-            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32768;"
-            "CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID"
-        )
-
-    def process(self, ref: MediaRef) -> Iterator[MediaRef]:
-        digest = hashlib.blake2b(_told(ref), digest_size=16).digest()
-        if self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount:
-            if self._counted:
-                progress.add(listed=1)
-            yield ref
-
-    def finish_bundle(self) -> None:
-        self._seen.close()
+def _tar_shard(tar: MediaRef, branch: str) -> Shard:
+    return Shard(make_shard([tar], branch).shard_id, (tar,), tar=True)
 
 
 def input_exists(url: str) -> bool:
@@ -238,19 +205,24 @@ def _uri(filesystem: Any, prefix: str | None, name: str) -> str:
 
 @dataclass
 class GroupIntoShards(beam.PTransform[beam.PCollection[MediaRef], beam.PCollection[Shard]]):
-    """References to shards of up to `size`, each named by what is in it.
+    """References to shards of up to `size`, each named by what is in it and by `branch`.
 
-    `branch` becomes part of the names: where two branches list the same object, which nothing
-    finds out without a shuffle, neither overwrites what the other has written.
+    What is done in another way, such as by another model, must not overwrite it. Where only
+    reading tells an item's version, reading may find it done: such a shard has the `run_id` in its
+    name too, or a second run that leaves it out would overwrite the first one's. So has one whose
+    name is `taken`, by an earlier run to which all of it failed, or before all of it was pruned:
+    what that run wrote for another label set would pass for this one's.
     """
 
     size: int
     branch: str = ""
+    run_id: str = ""
+    taken: frozenset[str] = frozenset()
 
     def expand(self, pcoll: beam.PCollection[MediaRef]) -> beam.PCollection[Shard]:
         """Wire the grouping."""
         shards: beam.PCollection[Shard] = pcoll | "FillShards" >> beam.ParDo(
-            _FillShards(self.size, self.branch)
+            _FillShards(self.size, self.branch, self.run_id, self.taken)
         )
         return shards
 
@@ -258,9 +230,9 @@ class GroupIntoShards(beam.PTransform[beam.PCollection[MediaRef], beam.PCollecti
 class _FillShards(beam.DoFn):
     """A DoFn for the references that wait until a shard is full."""
 
-    def __init__(self, size: int, branch: str) -> None:
+    def __init__(self, size: int, *named_by: Any) -> None:
         self._size = size
-        self._branch = branch
+        self._named_by = named_by
 
     def start_bundle(self) -> None:
         self._waiting: dict[Any, list[MediaRef]] = {}
@@ -269,19 +241,29 @@ class _FillShards(beam.DoFn):
         refs = self._waiting.setdefault(window, [])
         refs.append(ref)
         if len(refs) == self._size:
-            yield make_shard(self._waiting.pop(window), self._branch)
+            yield make_shard(self._waiting.pop(window), *self._named_by)
 
     def finish_bundle(self) -> Iterator[Any]:
         for window, refs in self._waiting.items():
-            yield WindowedValue(make_shard(refs, self._branch), window.max_timestamp(), (window,))
+            shard = make_shard(refs, *self._named_by)
+            yield WindowedValue(shard, window.max_timestamp(), (window,))
 
 
-def make_shard(refs: Iterable[MediaRef], branch: str = "") -> Shard:
-    """A shard of these references, named by a hash of the branch and of all they tell, in order."""
+def make_shard(
+    refs: Iterable[MediaRef],
+    branch: str = "",
+    run_id: str = "",
+    taken: frozenset[str] = frozenset(),
+) -> Shard:
+    """A shard of these references, named by a hash of `branch` and of all they tell, in order."""
     refs = tuple(refs)
     digest = hashlib.sha256(branch.encode())
+    if any(ref.version_unknown for ref in refs):
+        digest.update(run_id.encode())
     for ref in refs:
         digest.update(_told(ref))
+    if digest.hexdigest()[:16] in taken:
+        digest.update(run_id.encode())
     return Shard(digest.hexdigest()[:16], refs)
 
 
@@ -292,4 +274,4 @@ def _told(ref: MediaRef) -> bytes:
     """What tells one reference from another: all but the size, which is the version's."""
     told = f"{ref.uri}\0{ref.version}\0".encode()
     # An object as it was listed has no more, and there are millions of them.
-    return told if ref[3:] == _PLAIN else told + repr(ref[3:]).encode()
+    return told if ref[3:] == _PLAIN else told + repr(ref[3:-1]).encode()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from fsspec.implementations.local import LocalFileSystem
 
 from transforms.records import MediaRef
-from transforms.storage import version_of
+from transforms.storage import version_of_file
 from transforms.tabletext import escaped
 
 COLUMNS = ("uri", "text", "version", "id")
@@ -86,9 +86,10 @@ class Rows:
     ) -> MediaRef:
         """The reference of a row that cannot be used."""
         shown = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+        told = hashlib.sha256(f"{why}: {escaped(shown)}".encode()).hexdigest()
         return MediaRef(
             uri=f"{self.url}#{self.number}",
-            version="",
+            version=f"row-{told[:8]}",
             id=id and escaped(id),
             carried=tuple(
                 value and escaped(value) for value in carried or (None,) * len(self.carry)
@@ -146,8 +147,7 @@ def _local_version(uri: str) -> tuple[str, int | None]:
         found = os.stat(uri.removeprefix("file://"))
     except OSError:
         return "", None
-    details = {"mtime": found.st_mtime, "created": found.st_ctime, "size": found.st_size}
-    return version_of(details), found.st_size
+    return version_of_file(found, found.st_size), found.st_size
 
 
 def _is_unicode(text: str) -> bool:

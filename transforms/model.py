@@ -1,52 +1,55 @@
 """OpenClipModel: whatever open_clip loads, behind two methods; torch and open_clip, no Beam.
 
-torch and open_clip are imported where they are used: a launcher that only checks its command line
-does not wait for them.
+TextModel is the half of it that words need. torch and open_clip are imported where they are used:
+a launcher that only checks its command line does not wait for them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-import re
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from transforms.lightimports import import_open_clip
 from transforms.modelstore import ModelError, describe_model, first_line, locate_model
 from transforms.records import ModelSpec
+from transforms.texttower import Tokenizer, TowerError, load_text_tower
 
 if TYPE_CHECKING:
     import torch
 
 TEXT_BATCH = 256
 
-LONG_WORD = 200
-"""Characters. The time that a tokenizer takes for a word may grow with its square."""
-
-_LONG_WORD = re.compile(rf"(\S{{{LONG_WORD}}})(?=\S)")
-
-CACHED_WORDS = 50_000
-"""How many words open_clip's own tokenizer may remember; left alone it keeps every one."""
+Model = TypeVar("Model", bound="TextModel")
 
 logger = logging.getLogger("beamtag")
 
 
-def resolve_device(device: str) -> str:
+def check_device(spec: ModelSpec) -> None:
+    """Raise `ModelError` where the requested device is absent; torch is imported for cuda only."""
+    if spec.device != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ModelError("--device=cuda, but this machine has no CUDA device that torch can use")
+
+
+def resolve_device(spec: ModelSpec) -> str:
     """`cpu` or `cuda`, as asked or, for `auto`, as found; what `auto` chose is logged.
 
     Raises `ModelError` where a requested device is absent: nothing falls back silently.
     """
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("--device=cuda, but this machine has no CUDA device that torch can use")
-    if device != "auto":
-        return device
+    check_device(spec)
+    if spec.device != "auto":
+        return spec.device
     chosen = "cuda" if torch.cuda.is_available() else "cpu"
     what = (
         torch.cuda.get_device_name() if chosen == "cuda" else f"{torch.get_num_threads()} threads"
@@ -55,24 +58,84 @@ def resolve_device(device: str) -> str:
     return chosen
 
 
-class OpenClipModel:
-    """A contrastive model in memory: pixels and sentences to vectors of one space.
+class TextModel:
+    """The text half of a contrastive model in memory: sentences to vectors of its space.
 
     `logit_scale` is exponentiated, as it multiplies similarities; `logit_bias` is 0 where the
     model has none.
     """
 
+    towers = frozenset({"text"})
+
     def __init__(self, spec: ModelSpec) -> None:
-        """Load weights without unpickling code. Raises `ModelError` where that fails."""
-        import open_clip
+        """Load weights without unpickling code.
+
+        Raises `ModelError` where that fails, and `TowerError` for a model whose text tower cannot
+        be loaded on its own.
+        """
         import torch
 
-        located = locate_model(spec)
         self.info = describe_model(spec)
-        self.device = torch.device(resolve_device(spec.device))
-        self._precision = spec.precision
+        import_open_clip(locate_model(spec).config)
+        self.device = torch.device(resolve_device(spec))
+        self._model = self._load(spec)
+        self._model.eval()
         try:
-            self._model: Any = open_clip.create_model(
+            self._tokenizer = Tokenizer(locate_model(spec).name)
+        except ImportError as error:
+            raise ModelError(
+                f"the tokenizer of {spec.name} needs more packages: pip install 'beamtag[hf]' "
+                f"({first_line(error)})"
+            ) from error
+        except Exception as error:
+            raise ModelError(f"no tokenizer for {spec.name}: {first_line(error)}") from error
+        with torch.inference_mode():
+            self.logit_scale = float(self._model.logit_scale.exp())
+            bias = getattr(self._model, "logit_bias", None)
+            self.logit_bias = 0.0 if bias is None else float(bias)
+        _loaded.update(self.towers)
+
+    def _load(self, spec: ModelSpec) -> Any:
+        return load_text_tower(locate_model(spec)).to(self.device)
+
+    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """L2-normalised `float32[N, D]` vectors of sentences, always in fp32: they are few."""
+        import torch
+
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(texts), TEXT_BATCH):
+                tokens = self._tokenizer.rows(texts[start : start + TEXT_BATCH]).to(self.device)
+                parts.append(_normalized(self._model.encode_text(tokens)))
+        return np.concatenate(parts)
+
+    def text_windows(self, text: str) -> list[str]:
+        """The text in parts that each fit into the model's context, of about equal length."""
+        return self._tokenizer.windows(text)
+
+
+class OpenClipModel(TextModel):
+    """A contrastive model in memory: pixels and sentences to vectors of one space."""
+
+    towers = frozenset({"image", "text"})
+
+    def __init__(self, spec: ModelSpec) -> None:
+        """Load weights without unpickling code. Raises `ModelError` where that fails."""
+        import torch
+
+        super().__init__(spec)
+        self._precision = spec.precision
+        preprocess = self.info.preprocess
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(preprocess.mean, device=self.device).reshape(shape)
+        self._std = torch.tensor(preprocess.std, device=self.device).reshape(shape)
+
+    def _load(self, spec: ModelSpec) -> Any:
+        import open_clip
+
+        located = locate_model(spec)
+        try:
+            return open_clip.create_model(
                 located.name,
                 pretrained=located.pretrained,
                 device=self.device,
@@ -82,28 +145,6 @@ class OpenClipModel:
         # Anything at all can be wrong with a checkpoint; each kind of it has its own exception.
         except Exception as error:
             raise ModelError(f"cannot load {spec.name}: {first_line(error)}") from error
-        self._model.eval()
-        try:
-            self._tokenize: Any = open_clip.get_tokenizer(located.name)
-        except ImportError as error:
-            raise ModelError(
-                f"the tokenizer of {spec.name} needs more packages: pip install 'beamtag[hf]' "
-                f"({first_line(error)})"
-            ) from error
-        except Exception as error:
-            raise ModelError(f"no tokenizer for {spec.name}: {first_line(error)}") from error
-        self._tokenizing = threading.Lock()
-        self._words = getattr(self._tokenize, "cache", None)
-        # There from the beginning are the words that stand for something else, such as the end.
-        self._special = dict(self._words) if isinstance(self._words, dict) else {}
-        with torch.inference_mode():
-            self.logit_scale = float(self._model.logit_scale.exp())
-            bias = getattr(self._model, "logit_bias", None)
-            self.logit_bias = 0.0 if bias is None else float(bias)
-        preprocess = self.info.preprocess
-        shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(preprocess.mean, device=self.device).reshape(shape)
-        self._std = torch.tensor(preprocess.std, device=self.device).reshape(shape)
 
     def encode_images(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """L2-normalised `float32[B, D]` vectors of `uint8[B, H, W, 3]` pixels.
@@ -117,59 +158,6 @@ class OpenClipModel:
             images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
             inputs = images.float().div_(255).sub_(self._mean).div_(self._std)
             return _normalized(self._model.encode_image(inputs))
-
-    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """L2-normalised `float32[N, D]` vectors of sentences, always in fp32: they are few."""
-        import torch
-
-        parts = []
-        with torch.inference_mode():
-            for start in range(0, len(texts), TEXT_BATCH):
-                tokens = self._tokens_of(texts[start : start + TEXT_BATCH]).to(self.device)
-                parts.append(_normalized(self._model.encode_text(tokens)))
-        return np.concatenate(parts)
-
-    def text_windows(self, text: str) -> list[str]:
-        """The text in parts that each fit into the model's context, of about equal length.
-
-        A text that fits is its own only window; a longer one is parted between words, or within
-        them where there are none. Words of more than `LONG_WORD` characters become several.
-        """
-        text = _LONG_WORD.sub(r"\1 ", text)
-        if self._fits(text):
-            return [text]
-        words = " ".join(text.split())
-        context = int(self._tokenize.context_length)
-        count = max(2, -(-self._tokens(words) // (context - self._tokens(""))))
-        for parts in (list(_parts(words, count + more)) for more in range(3)):
-            if all(self._fits(part) for part in parts):
-                return parts
-        # Words of very different lengths: what is still too long is parted again.
-        return [window for part in parts for window in self.text_windows(part)]
-
-    def _tokens_of(self, texts: Sequence[str], context_length: int | None = None) -> Any:
-        """Rows of tokens, one for each text, of the model's length unless told otherwise."""
-        # One at a time: the words must not be forgotten while another thread looks one up.
-        with self._tokenizing:
-            if isinstance(self._words, dict) and len(self._words) > CACHED_WORDS:
-                self._words.clear()
-                self._words.update(self._special)
-            return self._tokenize(list(texts), context_length=context_length)
-
-    def _tokens(self, text: str) -> int:
-        """The number of tokens of a text, the model's own at its ends included."""
-        (row,) = self._tokens_of([text], len(text.encode()) + 8)
-        return int((row != row[-1]).nonzero().max()) + 1 if (row != row[-1]).any() else 0
-
-    def _fits(self, text: str) -> bool:
-        """Whether nothing of a text is cut off.
-
-        What does not fit is cut and ended by the tokenizer: then it differs from the uncut row.
-        """
-        context = int(self._tokenize.context_length)
-        (cut,) = self._tokens_of([text], context)
-        (whole,) = self._tokens_of([text], context + len(text.encode()) + 8)
-        return bool((whole[:context] == cut).all() and (whole[context:] == whole[-1]).all())
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -190,28 +178,90 @@ def _normalized(features: torch.Tensor) -> npt.NDArray[np.float32]:
     return vectors.cpu().numpy()
 
 
-def _parts(text: str, count: int) -> Iterator[str]:
-    """About `count` parts of equal length, cut at a space where one is near."""
-    start = 0
-    for number in range(1, count + 1):
-        end = round(len(text) * number / count)
-        if number < count:
-            space = text.rfind(" ", start + 1, end + 1)
-            end = space if space > start + (end - start) // 2 else end
-        if part := text[start:end].strip():
-            yield part
-        start = end
-
-
 _loading = threading.Lock()
+_shared: dict[ModelSpec, TextModel] = {}
+"""The one copy of a model that this process holds, whole or its text half."""
+
+_loaded: set[str] = set()
 
 
 def shared_model(spec: ModelSpec) -> OpenClipModel:
     """The one copy of a model that this process holds; loaded by whoever asks first."""
     with _loading:
-        return _load_once(spec)
+        return _whole_model(spec)
 
 
-@functools.lru_cache(maxsize=1)
-def _load_once(spec: ModelSpec) -> OpenClipModel:
-    return OpenClipModel(spec)
+def shared_text_model(spec: ModelSpec) -> TextModel:
+    """The model's text half, for whoever needs no more; the whole model where that is loaded.
+
+    A model that cannot be taken apart is loaded whole, which is logged.
+    """
+    with _loading:
+        if spec in _shared:
+            return _shared[spec]
+        try:
+            return _share(spec, TextModel(spec))
+        except TowerError as error:
+            logger.warning(
+                "%s is loaded whole, for its text tower does not load on its own: %s",
+                spec.name,
+                error,
+            )
+        return _whole_model(spec)
+
+
+def _whole_model(spec: ModelSpec) -> OpenClipModel:
+    shared = _shared.get(spec)
+    return shared if isinstance(shared, OpenClipModel) else _share(spec, OpenClipModel(spec))
+
+
+def _share(spec: ModelSpec, model: Model) -> Model:
+    # Of the same model, the text half is in the whole one; two models are one too many.
+    _shared.clear()
+    _shared[spec] = model
+    return model
+
+
+def loaded_towers() -> frozenset[str]:
+    """Of `image` and `text`, what this process has loaded since it began, or forgot its models."""
+    return frozenset(_loaded)
+
+
+def forget_models() -> None:
+    """Let go of the shared models, and of all that is known of models."""
+    with _loading:
+        _shared.clear()
+        _loaded.clear()
+        describe_model.cache_clear()
+        locate_model.cache_clear()
+
+
+class LazyModel:
+    """The process's one copy of a model, which is not loaded before it is needed."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._model: OpenClipModel | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether something needed it already."""
+        return self._model is not None
+
+    def load(self) -> OpenClipModel:
+        """The model itself. Raises `ModelError`."""
+        if self._model is None:
+            self._model = shared_model(self._spec)
+        return self._model
+
+    def encode_images(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """As `OpenClipModel.encode_images`."""
+        return self.load().encode_images(pixels)
+
+    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """As `TextModel.encode_texts`."""
+        return self.load().encode_texts(texts)
+
+    def text_windows(self, text: str) -> list[str]:
+        """As `TextModel.text_windows`."""
+        return self.load().text_windows(text)

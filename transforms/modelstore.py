@@ -1,16 +1,19 @@
 """Where a model is, and what it is before its weights are loaded.
 
 Names of open_clip, the hub, local folders, and folders on object storage, which are copied once per
-machine: locked, checked, then only read.
+machine: locked, checked, then only read. What a folder holds is told without torch and open_clip,
+which take seconds to import; open_clip's rules for folders are followed here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,6 +28,30 @@ from transforms.storage import locate, version_of
 
 DEMO_MODEL = "demo"
 """The name of the small model in the package: it knows drawings, not photographs."""
+
+_PREFERRED = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+"""The names of weights files that open_clip takes before all others, the first one first."""
+
+_PREPROCESS = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+    "fill_color": 0,
+}
+"""What open_clip takes for a model that says nothing else; the numbers are OpenAI's."""
+
+REMEMBERED_BYTES = 32 * 2**20
+"""The size of weights files from which on it is faster to remember a digest than to compute it."""
 
 _WANTED = (".json", ".safetensors", ".bin", ".pth", ".pt", ".txt", ".model", ".npz")
 
@@ -67,7 +94,7 @@ def describe_model(spec: ModelSpec) -> ModelInfo:
     """
     located = locate_model(spec)
     preprocess = _preprocess(located)
-    content = [located.config, asdict(preprocess), sha256_file(located.weights)]
+    content = [located.config, asdict(preprocess), weights_digest(located.weights)]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return ModelInfo(f"{located.stem}-{digest[:8]}", int(located.config["embed_dim"]), preprocess)
 
@@ -97,8 +124,6 @@ def locate_model(spec: ModelSpec) -> LocatedModel:
 
 
 def _locate_folder(folder: Path, stem: str) -> LocatedModel:
-    import open_clip.factory
-
     try:
         document = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
         config = document["model_cfg"]
@@ -108,17 +133,23 @@ def _locate_folder(folder: Path, stem: str) -> LocatedModel:
         raise ModelError(
             f"{folder / 'open_clip_config.json'} is not a model's: {error!r}"
         ) from error
-    weights = open_clip.factory._find_checkpoint_in_dir(folder)
+    weights = find_weights(folder)
     if weights is None:
         raise ModelError(f"no weights (.safetensors, .bin, .pth) in {folder}")
-    return LocatedModel(
-        stem,
-        f"local-dir:{folder}",
-        None,
-        config,
-        document.get("preprocess_cfg", {}),
-        Path(weights),
-    )
+    preprocess = document.get("preprocess_cfg", {})
+    return LocatedModel(stem, f"local-dir:{folder}", None, config, preprocess, weights)
+
+
+def find_weights(folder: Path) -> Path | None:
+    """The weights file that open_clip loads from a folder, or None."""
+    files = [path for kind in ("safetensors", "bin", "pth") for path in folder.glob(f"*.{kind}")]
+
+    def rank(path: Path) -> tuple[int, bool, Path]:
+        known = path.name in _PREFERRED
+        place = _PREFERRED.index(path.name) if known else len(_PREFERRED)
+        return place, path.suffix != ".safetensors", path
+
+    return min(files, key=rank, default=None)
 
 
 def _locate_hub(name: str) -> LocatedModel:
@@ -183,9 +214,8 @@ def _locate_name(name: str, pretrained: str | None) -> LocatedModel:
 
 def _preprocess(located: LocatedModel) -> Preprocess:
     """open_clip's defaults under the model's own, and the image tower's input size over both."""
-    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-
-    merged = merge_preprocess_dict(PreprocessCfg(), located.preprocess)
+    said = {key: value for key, value in (located.preprocess or {}).items() if value is not None}
+    merged: dict[str, Any] = {**_PREPROCESS, **said}
     size = located.config["vision_cfg"].get("image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     return Preprocess(
@@ -257,7 +287,42 @@ def fetch_folder(url: str) -> Path:
     return target
 
 
-def sha256_file(path: Path) -> str:
-    """The sha256 of a file's content, in hex."""
+def weights_digest(path: Path) -> str:
+    """The sha256 of a file's content, in hex; of a big file computed once while it stays as it is.
+
+    It is remembered in `cache_folder()`, where that can be. Raises OSError for what is no file.
+    """
+    if path.stat().st_size < REMEMBERED_BYTES:
+        return _sha256(path)
+    state = _state_of(path)
+    try:
+        memory = cache_folder().absolute() / "digests" / state
+        known = memory.read_text(encoding="ascii")
+    except FileNotFoundError:
+        known = ""
+    except (OSError, ValueError, RuntimeError):  # no text, no folder, a user without a home
+        return _sha256(path)
+    if re.fullmatch("[0-9a-f]{64}", known):
+        return known
+    digest = _sha256(path)
+    if _state_of(path) == state:
+        with contextlib.suppress(OSError):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=memory.parent) as aside:
+                whole = Path(aside) / state
+                whole.write_text(digest, encoding="ascii")
+                whole.replace(memory)
+    return digest
+
+
+def _state_of(path: Path) -> str:
+    """A name that is another one for another file, and when this one was written to."""
+    status = path.stat()
+    times = status.st_mtime_ns, status.st_ctime_ns
+    state = os.fsencode(path.absolute()), status.st_size, status.st_ino, times
+    return hashlib.sha256(repr(state).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,19 +17,20 @@ class Progress:
 
     def reset(self) -> None:
         """Begin again at zero."""
-        self.listed = self.embedded = self.failed = 0
+        self.listed = self.embedded = self.failed = self.scored = 0
 
     @property
     def done(self) -> int:
         """Items that need no more work."""
         return self.embedded + self.failed
 
-    def add(self, listed: int = 0, embedded: int = 0, failed: int = 0) -> None:
+    def add(self, listed: int = 0, embedded: int = 0, failed: int = 0, scored: int = 0) -> None:
         """Count some more."""
         with self._lock:
             self.listed += listed
             self.embedded += embedded
             self.failed += failed
+            self.scored += scored
 
 
 progress = Progress()

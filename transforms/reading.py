@@ -6,9 +6,10 @@ look-ahead crosses from one shard to the next, so the model does not wait at a s
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,14 +23,19 @@ from apache_beam.utils.windowed_value import WindowedValue
 from transforms import names
 from transforms.ahead import ahead
 from transforms.decoding import ImageDecoder
-from transforms.items import Item, ItemReader
+from transforms.items import Item, ItemReader, Known
+from transforms.knownvectors import shared_vectors
+from transforms.ledger import LedgerSpec, key_of, shared_ledger
 from transforms.progress import progress
 from transforms.records import (
     Batch,
     BatchPosition,
+    ContentKey,
+    Counts,
     DecodedMedia,
     Effort,
     Failure,
+    Held,
     MediaError,
     MediaRef,
     ReadLimits,
@@ -50,15 +56,20 @@ class ReadMedia(beam.PTransform[beam.PCollection[Shard], beam.PCollection[Batch]
     """Shards to decoded batches of up to `batch_size` items.
 
     A shard of references ends as one shard; a tar as one or more, of up to `shard_size` samples.
-    What cannot be read or decoded travels on as failures of its batch.
+    What cannot be read or decoded travels on as failures of its batch. What the `ledger` holds,
+    which of a tar's members and of unlisted versions only shows here, is left out and counted;
+    with `joined` the references know of it themselves.
     """
 
     decode: ImageDecoder
     limits: ReadLimits
     batch_size: int
     shard_size: int
+    run_id: str = ""
     carry: tuple[str, ...] = ()
     storage_options: StorageOptions = field(default_factory=dict)
+    ledger: LedgerSpec | None = None
+    joined: bool = False
 
     def expand(self, pcoll: beam.PCollection[Shard]) -> beam.PCollection[Batch]:
         """Wire the reader."""
@@ -81,6 +92,7 @@ class _Pending:
         self._results: list[Future[Item]] = []
         self._listed = 0
         self.last = False
+        self.end = False
 
     def __len__(self) -> int:
         return len(self._results)
@@ -105,13 +117,19 @@ class _Pending:
     def wait(self) -> Batch:
         """The batch once all of its items are read, its failures apart."""
         items = [result.result() for result in self._results]
+        known = [item.outcome for item in items if isinstance(item.outcome, Known)]
         failures = tuple(item.outcome for item in items if isinstance(item.outcome, Failure))
         media = tuple(item.outcome for item in items if isinstance(item.outcome, DecodedMedia))
         count = len(items)
         rows = [row for row, item in enumerate(items) if item.pixels is not None]
-        progress.add(failed=len(failures), listed=self._listed)
+        progress.add(failed=len(failures), listed=self._listed - len(known))
+        counts = Counts(
+            listed=self._listed,
+            reused=sum(item.reason is None for item in known),
+            known_failures=Counter(item.reason for item in known if item.reason is not None),
+        )
         return Batch(
-            position=BatchPosition(self._shard_id, self._seq, self.last),
+            position=BatchPosition(self._shard_id, self._seq, self.last, self.end),
             media=media,
             pixels=self._pixels[:count] if len(rows) == count else self._pixels[rows],
             failures=failures,
@@ -122,8 +140,25 @@ class _Pending:
                 },
                 sum(item.effort.retries for item in items),
             ),
-            listed=self._listed,
+            counts=counts,
         )
+
+
+class _Already:
+    """What the output holds, as far as this worker can tell."""
+
+    def __init__(self, spec: LedgerSpec, *, joined: bool) -> None:
+        self._ledger = None if joined else shared_ledger(spec)
+        self._vectors = shared_vectors(spec)
+
+    def state(self, ref: MediaRef) -> str | bool:
+        for held in ref.held:
+            if held.version == ref.version:
+                return held.reason or True
+        return self._ledger.state(key_of(ref)) if self._ledger else False
+
+    def embedded(self, content: ContentKey) -> bool:
+        return self._vectors.has(content)
 
 
 class _ReadBatches(beam.DoFn):
@@ -138,13 +173,18 @@ class _ReadBatches(beam.DoFn):
         threads = self.settings.limits.concurrency + (os.cpu_count() or 1)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="beamtag-read")
         self._ahead: deque[tuple[_Pending, Any, Any]] = deque()
-        self.items = ItemReader(self.settings.decode, self.settings.limits)
+        self.items = self._reader()
+
+    def _reader(self) -> ItemReader:
+        spec = self.settings.ledger
+        done = _Already(spec, joined=self.settings.joined) if spec else None
+        return ItemReader(self.settings.decode, self.settings.limits, done)
 
     def start_bundle(self) -> None:
         if self._ahead:
             # What a failed bundle left in reading belongs to its retry.
             self._abandon()
-            self.items = ItemReader(self.settings.decode, self.settings.limits)
+            self.items = self._reader()
 
     def process(
         self,
@@ -164,10 +204,15 @@ class _ReadBatches(beam.DoFn):
     def _tar(self, shard: Shard) -> Iterator[_Pending]:
         (ref,) = shard.refs
         capacity = min(self.settings.batch_size, self.settings.shard_size)
-        with ahead(self._samples(ref), SAMPLES_AHEAD) as samples:
+        # Of the run too: another run leaves out what this one has done, and must not overwrite it.
+        run = hashlib.sha256(self.settings.run_id.encode()).hexdigest()[:6]
+        with ahead(self._samples(ref), SAMPLES_AHEAD) as read:
+            samples = _Peekable(read)
             for part, some in enumerate(_parts(samples, self.settings.shard_size)):
-                shard_id = f"{shard.shard_id}-{part:04d}"
-                yield from self._batches(shard_id, some, capacity)
+                shard_id = f"{shard.shard_id}-{run}-{part:04d}"
+                for pending in self._batches(shard_id, some, capacity):
+                    pending.end = pending.last and samples.at_end
+                    yield pending
 
     def _batches(
         self, shard_id: str, sources: Iterable[MediaRef | TarSample], capacity: int
@@ -188,12 +233,17 @@ class _ReadBatches(beam.DoFn):
         """A tar's samples, each with room for its bytes; the last may say why there are no more."""
         items, limits = self.items, self.settings.limits
         pictures = frozenset(names.PICTURES)
+        held = {bytes.fromhex(member.version): member.reason for member in tar.held}
         try:
             with items.fetcher.open(tar) as file:
                 for sample in read_samples(
                     file, tar.uri, tar.version, self.settings.carry, limits.max_bytes, pictures
                 ):
                     items.make_room(sample)
+                    key = key_of(sample.ref)
+                    if key in held:
+                        known = (Held(sample.ref.version, held[key]),)
+                        sample = sample._replace(ref=sample.ref._replace(held=known))
                     yield sample
         except MediaError as error:
             yield TarSample(tar, problem=error)
@@ -216,6 +266,27 @@ class _ReadBatches(beam.DoFn):
     def teardown(self) -> None:
         self._abandon()
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Peekable(Iterator[TarSample]):
+    """Samples, of which the next can be waited for without taking it."""
+
+    def __init__(self, samples: Iterator[TarSample]) -> None:
+        self._samples = samples
+        self._next: TarSample | None = None
+
+    @property
+    def at_end(self) -> bool:
+        if self._next is None:
+            self._next = next(self._samples, None)
+        return self._next is None
+
+    def __next__(self) -> TarSample:
+        if self.at_end:
+            raise StopIteration
+        sample, self._next = self._next, None
+        assert sample is not None
+        return sample
 
 
 def _parts(samples: Iterator[TarSample], size: int) -> Iterator[Iterator[TarSample]]:

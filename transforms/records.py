@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 Activation = Literal["softmax", "sigmoid", "cosine"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+Retry = Literal["none", "retryable", "all"]
+"""Which failures of the same version are tried again."""
 
 
 class Stage(StrEnum):
@@ -57,7 +60,13 @@ class Reason(StrEnum):
 
 
 RETRYABLE = frozenset(
-    {Reason.UNAVAILABLE, Reason.TIMED_OUT, Reason.READ_ERROR, Reason.OUT_OF_MEMORY}
+    {
+        Reason.PERMISSION_DENIED,  # A night with expired credentials must not be for ever.
+        Reason.UNAVAILABLE,
+        Reason.TIMED_OUT,
+        Reason.READ_ERROR,
+        Reason.OUT_OF_MEMORY,
+    }
 )
 """Reasons that another run may not meet again: the `retryable` column of `failures`."""
 
@@ -74,6 +83,20 @@ class MediaError(Exception):
         self.retries = retries
 
 
+_OF_TEXT_ALONE = re.compile("text-[0-9a-f]{8}")
+"""The version of a row whose manifest tells none of its object: that of its text."""
+
+
+class Held(NamedTuple):
+    """A version of an item that an output holds; with a `reason` it is there as a failure.
+
+    Of a tar's members `version` is the digest of the whole item, in hex.
+    """
+
+    version: str
+    reason: str | None
+
+
 class MediaRef(NamedTuple):
     """One listed item: where it is and which version of it was seen.
 
@@ -81,7 +104,9 @@ class MediaRef(NamedTuple):
     tell it. `size` is in bytes, None where the listing does not tell. A manifest's row also brings
     its `id`, its `text`, and the values of the columns that are carried to the tables, in the
     order of `--carry`; with `fetched` False there is no object behind `uri`, the text is all there
-    is. `problem` says why a row cannot be used. A tuple, because references cross the shuffle.
+    is. `problem` says why a row cannot be used. `held` is what the output holds of the item where
+    only reading can tell which version it is (of a tar: of its members). A tuple, because
+    references cross the shuffle.
     """
 
     uri: str
@@ -92,6 +117,15 @@ class MediaRef(NamedTuple):
     carried: tuple[str | None, ...] = ()
     fetched: bool = True
     problem: str | None = None
+    held: tuple[Held, ...] = ()
+
+    @property
+    def version_unknown(self) -> bool:
+        """Whether only reading the object tells its version."""
+        if not self.fetched:
+            return False
+        of_text = self.text is not None and _OF_TEXT_ALONE.fullmatch(self.version) is not None
+        return not self.version or of_text
 
 
 InputKind = Literal["media", "manifest", "tar"]
@@ -166,13 +200,21 @@ class Failure:
     message: str
 
 
+class ContentKey(NamedTuple):
+    """What an item of picture or text alone is embedded by: equal ones have equal vectors."""
+
+    modality: Literal["image", "text"]
+    sha256: str
+
+
 @dataclass(frozen=True, slots=True)
 class DecodedMedia:
     """What is known of one item once its bytes were read and decoded (pixels travel apart).
 
     `width` and `height` are None where the item has no picture, `text` is None where it has no
     text. `unused` tells of the half that could not be used: `image: not_found`. `size` and the
-    digest are of the picture's bytes, or of the text's where there is no picture.
+    digest are of the picture's bytes, or of the text's where there is no picture. With `embedded`
+    there are no pixels and no text, because the same bytes have a vector already.
     """
 
     ref: MediaRef
@@ -182,15 +224,22 @@ class DecodedMedia:
     height: int | None = None
     text: str | None = None
     unused: str | None = None
+    embedded: ContentKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPosition:
-    """Which part of a shard this is: batch `seq` (from 0), and whether it is the last."""
+    """Which part of a shard this is: batch `seq` (from 0), and whether it is the last.
+
+    With `end`, nothing of its tar comes after this shard. `dt` is the day of a shard that is
+    stored already and only scored now.
+    """
 
     shard_id: str
     seq: int
     last: bool
+    end: bool = False
+    dt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +255,25 @@ class Effort:
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """Items of a batch that its rows do not tell of.
+
+    `listed` are those that only reading has found (a tar's); `reused` and `known_failures` (by
+    reason) those that the output holds already, as only reading could tell; `duplicates` those
+    that have the vector of another item's equal bytes.
+    """
+
+    listed: int = 0
+    reused: int = 0
+    duplicates: int = 0
+    known_failures: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Part of a shard, decoded: what the model sees, and what never will be seen.
 
     `pixels` is `uint8[P, H, W, 3]`, a row for each of `media` that has a picture, in order.
-    `listed` counts the items that only reading has found (a tar's).
     """
 
     position: BatchPosition
@@ -218,7 +281,7 @@ class Batch:
     pixels: npt.NDArray[np.uint8]
     failures: tuple[Failure, ...] = ()
     effort: Effort = Effort()
-    listed: int = 0
+    counts: Counts = Counts()
 
     def __len__(self) -> int:
         """The number of items that the model is to embed; Beam's RunInference counts by it."""
@@ -227,13 +290,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedBatch:
-    """A batch after the model: rows of `embeddings` and of `failures`, without the pixels."""
+    """A batch after the model: rows of `embeddings` and of `failures`, without the pixels.
+
+    `label_sets` are the ids of those that it is to be scored against; None for all.
+    """
 
     position: BatchPosition
     embeddings: pa.RecordBatch
     failures: tuple[Failure, ...] = ()
     effort: Effort = Effort()
-    listed: int = 0
+    counts: Counts = Counts()
+    label_sets: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

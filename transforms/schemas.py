@@ -12,6 +12,15 @@ import pyarrow as pa
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
+SCHEMA_VERSION = 1
+"""Of all tables; a change of it stands in CHANGELOG.md. Every file tells its own in its footer."""
+
+VERSION_KEY = b"beamtag_schema"
+"""Where the footer tells it."""
+
+ITEM = ("uri", "version", "id")
+"""The columns that tell one item from another."""
+
 
 def carried_fields(carry: Sequence[str]) -> list[pa.Field]:
     """The columns carried over from manifests, as every table has them."""
@@ -60,6 +69,8 @@ def predictions_schema(carry: Sequence[str] = ()) -> pa.Schema:
             pa.field("similarity", pa.float32()),
             pa.field("run_id", pa.string(), nullable=False),
             pa.field("tagged_at", TIMESTAMP, nullable=False),
+            # As in `embeddings`: an item's latest version is the one that was embedded last.
+            pa.field("embedded_at", TIMESTAMP, nullable=False),
             *carried_fields(carry),
         ]
     )
@@ -76,6 +87,8 @@ def failures_schema(carry: Sequence[str] = ()) -> pa.Schema:
             pa.field("reason", pa.string(), nullable=False),
             pa.field("message", pa.string(), nullable=False),
             pa.field("retryable", pa.bool_(), nullable=False),
+            # What one model cannot take, another may.
+            pa.field("model", pa.string(), nullable=False),
             pa.field("run_id", pa.string(), nullable=False),
             pa.field("failed_at", TIMESTAMP, nullable=False),
             *carried_fields(carry),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from transforms.records import Effort, EmbeddedBatch, LabelVectors, RunSpec, TaggedBatch
-from transforms.schemas import TIMESTAMP, embeddings_schema, predictions_schema
+from transforms.schemas import ITEM, TIMESTAMP, embeddings_schema, predictions_schema
 
 Vectors = npt.NDArray[np.float32]
 
@@ -76,8 +76,9 @@ def tag(
     names = pa.array(labels.names, pa.string())
     chosen = pa.array(columns[selected], pa.int64(), mask=absent)
     size = len(items)
-    carry = embeddings.schema.names[len(embeddings_schema(1)) :]
-    item = embeddings.select(["uri", "version", "id", *carry]).take(pa.array(items))
+    own = embeddings_schema(1).names
+    carry = [name for name in embeddings.schema.names if name not in own]
+    item = embeddings.select([*ITEM, "embedded_at", *carry]).take(pa.array(items))
     return pa.RecordBatch.from_arrays(
         [
             *item.columns[:3],
@@ -121,12 +122,13 @@ class ScoreLabels(beam.PTransform[beam.PCollection[EmbeddedBatch], beam.PCollect
 def tag_batch(
     batch: EmbeddedBatch, label_vectors: Mapping[str, LabelVectors], run_id: str
 ) -> TaggedBatch:
-    """One batch against every label set."""
+    """One batch against every label set that it is to be scored against."""
     started = time.perf_counter()
     now = datetime.datetime.now(datetime.UTC)
     predictions = {
         label_set_id: tag(batch.embeddings, labels, run_id, now)
         for label_set_id, labels in label_vectors.items()
+        if batch.label_sets is None or label_set_id in batch.label_sets
     }
     effort = Effort({"score": time.perf_counter() - started})
     return TaggedBatch(batch, predictions, effort)

@@ -1,11 +1,9 @@
-"""Where a URL leads, and how a file appears there: whole, or not at all."""
+"""Where a URL leads, and what is there."""
 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -89,6 +87,11 @@ def version_of(details: dict[str, Any]) -> str:
     return f"{modified}-{details.get('size')}"
 
 
+def version_of_file(status: os.stat_result, size: int) -> str:
+    """The same of a local file, as the system tells of it: a listing asks for millions of them."""
+    return f"{status.st_mtime or status.st_ctime or ''}-{size}"
+
+
 def read_object(url: str) -> bytes:
     """The whole content of one object, its name taken literally. Raises what the store raises."""
     filesystem, path = locate(url)
@@ -98,31 +101,3 @@ def read_object(url: str) -> bytes:
             return file.read()
     content: bytes = filesystem.cat_file(path)
     return content
-
-
-def publish(url: str, content: bytes) -> None:
-    """Put `content` under `url` in one step: a reader sees the old file, or the new one, whole.
-
-    A local file is written aside, flushed to the disk and renamed; an object store shows an
-    object only when its upload is complete. Raises OSError.
-    """
-    filesystem, path = locate(url)
-    if isinstance(filesystem, LocalFileSystem):
-        _replace(Path(path), content)
-    else:
-        filesystem.pipe_file(path, content)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not `*.parquet`, and hidden: no reader's pattern takes it for a table's file.
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.aside")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise

@@ -27,4 +27,6 @@ def escaped(text: str) -> str:
 
 def printable(name: str) -> str:
     """A name, bytes of it that are no UTF-8 shown by their escapes."""
+    if name.isascii():
+        return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

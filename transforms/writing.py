@@ -7,97 +7,203 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from apache_beam.utils.windowed_value import WindowedValue
 
-from transforms.accounting import EXAMPLES, Account, Example, finished, merge_accounts
-from transforms.records import RETRYABLE, Effort, Failure, RunSpec, TaggedBatch
-from transforms.schemas import failures_schema
-from transforms.storage import StorageOptions, publish, use_storage_options
+from transforms.accounting import (
+    EXAMPLES,
+    Account,
+    Example,
+    MaxFailures,
+    finished,
+    merge_accounts,
+)
+from transforms.knownvectors import KnownVectors, shared_vectors
+from transforms.ledger import TAR_END, LedgerSpec
+from transforms.progress import progress
+from transforms.publishing import PublishError, publish
+from transforms.records import (
+    RETRYABLE,
+    BatchPosition,
+    Counts,
+    Effort,
+    Failure,
+    RunSpec,
+    TaggedBatch,
+)
+from transforms.runlock import check_place
+from transforms.schemas import SCHEMA_VERSION, VERSION_KEY, embeddings_schema, failures_schema
+from transforms.storage import StorageOptions, use_storage_options
 from transforms.tabletext import escaped
 
 ROW_GROUP_ROWS = 64 * 1024
+
+_NOTHING: Mapping[bytes, bytes] = MappingProxyType({})
+
+
+class TooManyFailuresError(Exception):
+    """More items have failed than a run is to go on with."""
 
 
 @dataclass
 class WriteShards(beam.PTransform[beam.PCollection[TaggedBatch], beam.PCollection[Account]]):
     """Tagged batches to the files of their shards; gives each shard's account.
 
-    Every shard has a file in every table, without rows where it has none: a reader's pattern
-    always matches, and a shard that is done again leaves nothing of its first try.
+    A shard's files stand in every table, without rows where it has none: a reader's pattern always
+    matches, and a shard that is done again leaves nothing of its first try. Shards that are stored
+    already get the predictions that they lack, beside their embeddings. With `abort_after`, which
+    is for runs of one process, more failures than that raise `TooManyFailuresError`.
     """
 
     run: RunSpec
     model_id: str
     storage_options: StorageOptions = field(default_factory=dict)
+    ledger: LedgerSpec | None = None
+    abort_after: MaxFailures | None = None
 
     def expand(self, pcoll: beam.PCollection[TaggedBatch]) -> beam.PCollection[Account]:
-        """Wire the writer."""
-        accounts: beam.PCollection[Account] = pcoll | "WriteFiles" >> beam.ParDo(
-            _WriteWholeShards(self.run, self.model_id, self.storage_options)
+        """Wire the writer, and a second one for shards whose batches did not arrive together."""
+        written = pcoll | "WriteFiles" >> beam.ParDo(_WriteWholeShards(self)).with_outputs(
+            "parts", main="accounts"
         )
+        # Empty where the stages above are fused with this one. Where an engine has not fused them,
+        # vectors and tags cross a shuffle here, and a shard still ends as one file.
+        late = (
+            written.parts
+            | "GroupParts" >> beam.GroupByKey()
+            | "WriteGrouped" >> beam.ParDo(_WriteGrouped(self))
+        )
+        accounts: beam.PCollection[Account] = (written.accounts, late) | "Written" >> beam.Flatten()
         return accounts
 
 
 class _WriteWholeShards(beam.DoFn):
     """A DoFn for the batches that wait for the rest of their shard."""
 
-    def __init__(self, run: RunSpec, model_id: str, storage_options: StorageOptions) -> None:
-        self._run = run
-        self._model_id = model_id
-        self._storage_options = storage_options
+    def __init__(self, settings: WriteShards) -> None:
+        self._settings = settings
 
     def setup(self) -> None:
-        use_storage_options(self._storage_options)
+        use_storage_options(self._settings.storage_options)
 
     def start_bundle(self) -> None:
-        self._waiting: dict[str, list[TaggedBatch]] = {}
+        self._waiting: dict[tuple[str | None, str], list[tuple[TaggedBatch, Any, Any]]] = {}
 
-    def process(self, batch: TaggedBatch) -> Iterator[Account]:
+    def process(
+        self,
+        batch: TaggedBatch,
+        timestamp: Any = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+    ) -> Iterator[Account]:
         position = batch.embedded.position
-        batches = self._waiting.setdefault(position.shard_id, [])
-        batches.append(batch)
-        final = max(batches, key=lambda batch: batch.embedded.position.seq).embedded.position
-        if final.last and len(batches) == final.seq + 1:
-            yield write_shard(self._waiting.pop(position.shard_id), self._run, self._model_id)
+        key = (position.dt, position.shard_id)
+        parts = self._waiting.setdefault(key, [])
+        parts.append((batch, timestamp, window))
+        if is_whole([part[0] for part in parts]):
+            del self._waiting[key]
+            yield _write([part[0] for part in parts], self._settings)
 
-    def finish_bundle(self) -> None:
-        if self._waiting:
-            # The stages above are fused with this one; where an engine would not fuse them, a
-            # shard must not end as a part of itself.
-            raise RuntimeError(f"batches of shards {sorted(self._waiting)} did not arrive together")
+    def finish_bundle(self) -> Iterator[Any]:
+        for (dt, shard_id), parts in self._waiting.items():
+            for batch, timestamp, window in parts:
+                keyed = (f"{dt or ''}/{shard_id}", batch)
+                yield beam.pvalue.TaggedOutput("parts", WindowedValue(keyed, timestamp, (window,)))
 
 
-def write_shard(batches: Sequence[TaggedBatch], run: RunSpec, model_id: str) -> Account:
-    """Write a whole shard, embeddings before predictions, and account for it. Raises OSError."""
+class _WriteGrouped(beam.DoFn):
+    """A DoFn for its set-up: the parts of a shard, wherever they were made, to its files."""
+
+    def __init__(self, settings: WriteShards) -> None:
+        self._settings = settings
+
+    def setup(self) -> None:
+        use_storage_options(self._settings.storage_options)
+
+    def process(self, shard: tuple[str, Iterable[TaggedBatch]]) -> Iterator[Account]:
+        name, parts = shard
+        # One that an engine gives twice is one part of the shard.
+        batches = list({batch.embedded.position.seq: batch for batch in parts}.values())
+        if not is_whole(batches):
+            raise RuntimeError(f"shard {name}: only {len(batches)} of its batches have arrived")
+        yield _write(batches, self._settings)
+
+
+def is_whole(batches: Sequence[TaggedBatch]) -> bool:
+    """Whether these are all batches of a shard."""
+    positions = [batch.embedded.position for batch in batches]
+    return any(position.last and position.seq + 1 == len(positions) for position in positions)
+
+
+def _write(batches: Sequence[TaggedBatch], settings: WriteShards) -> Account:
+    run = settings.run
+    if settings.ledger is None:
+        account = write_shard(batches, run, settings.model_id)
+    else:
+        # Whoever has taken this run's place writes these rows too.
+        check = partial(check_place, run.output, run.run_id)
+        known = shared_vectors(settings.ledger)
+        try:
+            account = write_shard(batches, run, settings.model_id, known, check)
+        except PublishError:
+            check()  # It removes what this run has aside, which is then the cause.
+            raise
+    if settings.abort_after is not None:
+        too_many = settings.abort_after.passed(progress.failed, progress.listed)
+        if too_many:
+            raise TooManyFailuresError(too_many)
+    return account
+
+
+def write_shard(
+    batches: Sequence[TaggedBatch],
+    run: RunSpec,
+    model_id: str,
+    known: KnownVectors | None = None,
+    check: Callable[[], None] | None = None,
+) -> Account:
+    """Write a whole shard, embeddings before predictions, and account for it.
+
+    Nothing is written of a shard of which everything was done already. `check` is asked before each
+    file. Raises PublishError.
+    """
     started = time.perf_counter()
     batches = sorted(batches, key=lambda batch: batch.embedded.position.seq)
-    shard_id = batches[0].embedded.position.shard_id
+    last = batches[-1].embedded.position
     failures = [failure for batch in batches for failure in batch.embedded.failures]
-    embeddings = pa.Table.from_batches([batch.embedded.embeddings for batch in batches])
-    account = Account(
-        listed=sum(batch.embedded.listed for batch in batches),
-        embedded=embeddings.num_rows,
-        bytes=pc.sum(embeddings.column("bytes")).as_py() or 0,
-        modalities=Counter(embeddings.column("modality").to_pylist()),
-        failures=Counter(str(failure.reason) for failure in failures),
-    )
+    embeddings = _embeddings(batches)
+    account = _account(last, [batch.embedded.counts for batch in batches], embeddings, failures)
     for batch in batches:
         account.spend(batch.embedded.effort)
         account.spend(batch.effort)
+    # A part of a tar is written all the same: a tar is done when a run has all of its parts.
+    if not embeddings.num_rows and not failures and last.dt is None and "-" not in last.shard_id:
+        return account
 
-    def write(table: pa.Table, *partitions: str) -> None:
-        url = table_file(run.output, shard_id, *partitions, f"dt={run.run_date}")
-        publish(url, parquet_bytes(table))
+    def write(table: pa.Table, *partitions: str, footer: Mapping[bytes, bytes] = _NOTHING) -> None:
+        dt = run.run_date if last.dt is None else last.dt
+        url = table_file(run.output, last.shard_id, *partitions, f"dt={dt}")
+        publish(url, parquet_bytes(table, footer), run.run_id, check)
         account.files.append(url)
 
-    write(embeddings, "embeddings", f"model={model_id}")
+    failed = failure_rows(failures, run, model_id)
+    of_tar = "-" in last.shard_id
+    if of_tar and last.dt is None:
+        # A tar is done when it has all its embeddings files, and is then not read for failures.
+        write(failed, "failures")
+    if last.dt is None:
+        footer = {TAR_END: b""} if last.end else {}
+        write(embeddings, "embeddings", f"model={model_id}", footer=footer)
+        if known is not None:
+            known.written(last.shard_id, account.files[-1], embeddings)
     for label_set_id in batches[0].predictions:
         predictions = pa.Table.from_batches([batch.predictions[label_set_id] for batch in batches])
         write(predictions, "predictions", f"label_set={label_set_id}", f"model={model_id}")
@@ -105,8 +211,49 @@ def write_shard(batches: Sequence[TaggedBatch], run: RunSpec, model_id: str) -> 
         account.labels[label_set_id] = Counter(best.column("label").to_pylist())
         if not account.examples:
             account.examples = _examples(best)
-    write(failure_rows(failures, run), "failures")
+    if last.dt is None and not of_tar:
+        write(failed, "failures")
     account.spend(Effort({"write": time.perf_counter() - started}))
+    return account
+
+
+def _embeddings(batches: Sequence[TaggedBatch]) -> pa.Table:
+    """The rows of a shard. What crossed a shuffle was pickled, which loses what a list holds."""
+    table = pa.Table.from_batches([batch.embedded.embeddings for batch in batches])
+    place = table.schema.get_field_index("embedding")
+    vectors = table.column(place)
+    field = embeddings_schema(vectors.type.list_size).field("embedding")
+    chunks = [
+        pa.FixedSizeListArray.from_arrays(chunk.flatten(), type=field.type)
+        for chunk in vectors.chunks
+    ]
+    return table.set_column(place, field, pa.chunked_array(chunks, field.type))
+
+
+def _account(
+    position: BatchPosition,
+    counts: Sequence[Counts],
+    embeddings: pa.Table,
+    failures: Sequence[Failure],
+) -> Account:
+    if position.dt is not None:
+        return Account(scored=embeddings.num_rows)
+    duplicates = sum(count.duplicates for count in counts)
+    account = Account(
+        listed=sum(count.listed for count in counts),
+        reused=sum(count.reused for count in counts),
+        duplicates=duplicates,
+        embedded=embeddings.num_rows - duplicates,
+        bytes=pc.sum(embeddings.column("bytes")).as_py() or 0,
+        modalities=Counter(embeddings.column("modality").to_pylist()),
+        failures=Counter(str(failure.reason) for failure in failures),
+    )
+    for count in counts:
+        account.known_failures.update(count.known_failures)
+    done = account.written + account.reused + account.known_failures.total()
+    if missing := account.listed - done:
+        # Of a shard of references, which the listing has counted: there the sum is nothing.
+        account.shards[position.shard_id] = missing
     return account
 
 
@@ -124,7 +271,7 @@ def table_file(output: str, shard_id: str, *partitions: str) -> str:
     return "/".join([output.rstrip("/"), *partitions, f"shard-{shard_id}.parquet"])
 
 
-def failure_rows(failures: Sequence[Failure], run: RunSpec) -> pa.Table:
+def failure_rows(failures: Sequence[Failure], run: RunSpec, model_id: str) -> pa.Table:
     """Rows of `failures`."""
     now = datetime.datetime.now(datetime.UTC)
     rows = [
@@ -137,6 +284,7 @@ def failure_rows(failures: Sequence[Failure], run: RunSpec) -> pa.Table:
             # Stores and servers answer in bytes of their own.
             "message": escaped(failure.message),
             "retryable": failure.reason in RETRYABLE,
+            "model": model_id,
             "run_id": run.run_id,
             "failed_at": now,
             **dict(zip(run.carry, failure.ref.carried, strict=False)),
@@ -146,8 +294,15 @@ def failure_rows(failures: Sequence[Failure], run: RunSpec) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=failures_schema(run.carry))
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as a Parquet file: zstd, statistics on every column but the vectors."""
+def parquet_bytes(table: pa.Table, footer: Mapping[bytes, bytes] = _NOTHING) -> bytes:
+    """A table as a Parquet file: zstd, checksums, statistics on every column but the vectors.
+
+    `footer` is told in the file's metadata, beside the version of the schema and what the table's
+    own schema has of it.
+    """
+    table = table.replace_schema_metadata(
+        {**(table.schema.metadata or {}), VERSION_KEY: str(SCHEMA_VERSION).encode(), **footer}
+    )
     vectors = "embedding"
     columns = [name for name in table.schema.names if name != vectors]
     buffer = io.BytesIO()
@@ -159,6 +314,8 @@ def parquet_bytes(table: pa.Table) -> bytes:
         use_dictionary=columns,
         # Bounds of a vector's components prune nothing and cost a pass over them.
         write_statistics=columns,
+        # For `verify`: of a byte that has changed in a vector nothing else tells.
+        write_page_checksum=True,
         # `list.element`, which BigQuery's list inference wants.
         use_compliant_nested_type=True,
     )
@@ -175,6 +332,7 @@ class WriteRunRecord(beam.PTransform[beam.PCollection[Account], beam.PCollection
     url: str
     header: Mapping[str, Any]
     storage_options: StorageOptions = field(default_factory=dict)
+    max_failures: MaxFailures | None = None
 
     def expand(self, pcoll: beam.PCollection[Account]) -> beam.PCollection[str]:
         """Merge, then write once."""
@@ -182,7 +340,9 @@ class WriteRunRecord(beam.PTransform[beam.PCollection[Account], beam.PCollection
             pcoll
             | "MergeAccounts" >> beam.CombineGlobally(merge_accounts)
             | "WriteRecord"
-            >> beam.Map(write_run_record, self.url, self.header, self.storage_options)
+            >> beam.Map(
+                write_run_record, self.url, self.header, self.storage_options, self.max_failures
+            )
         )
         return record
 
@@ -192,13 +352,15 @@ def write_run_record(
     url: str,
     header: Mapping[str, Any],
     storage_options: StorageOptions | None = None,
+    max_failures: MaxFailures | None = None,
 ) -> str:
     """Write a finished run's record and give its URL."""
     use_storage_options(storage_options or {})
-    publish_record(url, {**header, **finished(account, header["started_at"])})
+    publish_record(url, {**header, **finished(account, header["started_at"], max_failures)})
     return url
 
 
 def publish_record(url: str, record: Mapping[str, Any]) -> None:
     """Write a record as JSON that a person can read."""
-    publish(url, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    content = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+    publish(url, content, str(record.get("run_id", "")))

@@ -12,12 +12,13 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
@@ -167,6 +168,33 @@ def job_arguments(inputs: Path, labels: Sequence[Path | str], output: Path, mode
 def job_command(arguments: Sequence[str]) -> list[str]:
     """The job as a process of its own, to be started in `ROOT`."""
     return [sys.executable, "-m", "pipelines.tag", *arguments]
+
+
+class Used(NamedTuple):
+    """What a process took: seconds on the wall and of processors, and its peak resident set."""
+
+    wall: float
+    cpu: float
+    peak_mebibytes: float
+
+
+def measured(command: Sequence[str]) -> tuple[Used, str]:
+    """Run a process to its end; gives what it took, and what it said on standard output.
+
+    Linux carries the peak of the process that starts a child into the child's: whoever asks for it
+    imports neither torch nor Beam.
+    """
+    started = time.perf_counter()
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    with child.stdout:
+        said = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    wall = time.perf_counter() - started
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} ended with {child.returncode}")
+    return Used(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024), said
 
 
 def run_job(arguments: Sequence[str], output: Path) -> dict[str, Any]:

@@ -11,7 +11,16 @@ import sys
 
 import bench
 
-NAMES = ("parity", "demo_accuracy", "overhead", "memory", "latency", "listing")
+NAMES = (
+    "parity",
+    "demo_accuracy",
+    "overhead",
+    "memory",
+    "latency",
+    "listing",
+    "unchanged",
+    "one_percent",
+)
 NOT_MEASURED = 3
 """How a benchmark ends that lacks what it measures on; it has said what."""
 

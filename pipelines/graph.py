@@ -1,0 +1,126 @@
+"""The tag job's graph: the one place that composes the stages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import apache_beam as beam
+
+from pipelines.options import TagSpec
+from transforms.accounting import Account
+from transforms.decoding import ImageDecoder
+from transforms.embedding import EmbedLabels, EmbedMedia
+from transforms.ledger import LedgerSpec, shared_ledger, unscored_files
+from transforms.listing import GroupIntoShards, ListManifests, ListMedia, ListTars
+from transforms.reading import ReadMedia
+from transforms.records import Shard
+from transforms.rescoring import ReadStored
+from transforms.scoring import ScoreLabels
+from transforms.skipping import ACCOUNTS, JoinDone, SkipDone, SkipDoneTars
+from transforms.stored import stored_files
+from transforms.writing import WriteRunRecord, WriteShards
+
+if TYPE_CHECKING:
+    from transforms.modelstore import ModelInfo
+
+
+def build(
+    pipeline: beam.Pipeline,
+    spec: TagSpec,
+    model: ModelInfo,
+    record_url: str,
+    header: dict[str, Any],
+) -> None:
+    """Wire the job: what is listed and not done is grouped, then all the rest is one fused stage.
+
+    Looks at what the output holds: that is what this run reuses, whatever is written meanwhile.
+    """
+    stores, run = spec.storage_options, spec.run
+    ledger = LedgerSpec(run.output, model.model_id, spec.retry, run.run_id)
+    unscored = unscored_files(run.output, model.model_id, list(header["label_sets"]))
+    decoder = ImageDecoder(model.preprocess, spec.max_pixels, spec.background)
+
+    shards, skipped = _new_shards(pipeline, spec, ledger)
+    new_shards = shards | "CountShards" >> beam.combiners.Count.Globally()
+    label_vectors = (
+        pipeline
+        | "LabelSets" >> beam.Create(spec.label_sets)
+        | "EmbedLabels" >> EmbedLabels(spec.model, new_shards, bool(unscored), stores)
+    )
+    written = (
+        shards
+        | "ShuffleShards" >> beam.Reshuffle()
+        | "ReadMedia"
+        >> ReadMedia(
+            decoder,
+            spec.limits,
+            spec.batch_size,
+            spec.shard_size,
+            run.run_id,
+            run.carry,
+            stores,
+            ledger,
+            joined=not spec.is_local,
+        )
+        | "EmbedMedia" >> EmbedMedia(spec.model, model.dim, run, spec.text_weight, stores, ledger)
+        | "ScoreLabels" >> ScoreLabels(label_vectors, run)
+        | "WriteShards" >> WriteShards(run, model.model_id, stores, ledger, spec.abort_after)
+    )
+    scored = (
+        pipeline
+        | "Unscored" >> beam.Create(unscored)
+        | "ReadStored" >> ReadStored(stores)
+        | "ScoreStored" >> ScoreLabels(label_vectors, run)
+        | "WriteScored" >> WriteShards(run, model.model_id, stores)
+    )
+    _ = (
+        (skipped, shards | "AccountShards" >> beam.Map(_account_of), written, scored)
+        | "Accounts" >> beam.Flatten()
+        | "WriteRunRecord" >> WriteRunRecord(record_url, header, stores, spec.max_failures)
+    )
+
+
+def _new_shards(pipeline: beam.Pipeline, spec: TagSpec, ledger: LedgerSpec) -> tuple[Any, Any]:
+    """What is to be done, in shards, and the accounts of what was listed."""
+    stores, run_id = spec.storage_options, spec.run.run_id
+    inputs = pipeline | "Inputs" >> beam.Create([spec.inputs])
+    objects = inputs | "ListMedia" >> ListMedia(spec.selection, stores)
+    rows = inputs | "ListManifests" >> ListManifests(spec.run.carry, stores)
+    tars = inputs | "ListTars" >> ListTars(ledger.model_id, stores)
+    # What another model has made of the same references is not to be overwritten.
+    today = stored_files(ledger.output, "embeddings", model=ledger.model_id, dt=spec.run.run_date)
+    taken = frozenset(file.shard_id for file in today)
+    group = GroupIntoShards(spec.shard_size, ledger.model_id, run_id, taken)
+    group_rows = GroupIntoShards(spec.shard_size, f"{ledger.model_id}/rows", run_id, taken)
+    if not spec.is_local:
+        embedded = stored_files(ledger.output, "embeddings", model=ledger.model_id)
+        files = [*embedded, *stored_files(ledger.output, "failures")]
+        joined = {
+            "listed": (objects, rows) | "Listed" >> beam.Flatten(),
+            "tars": tars,
+            "files": pipeline | "StoredFiles" >> beam.Create(files),
+        } | "JoinDone" >> JoinDone(ledger, stores)
+        shards = (joined["new"] | "GroupIntoShards" >> group, joined["new_tars"])
+        return shards | "Shards" >> beam.Flatten(), joined[ACCOUNTS]
+    # Before anything is written that it would find.
+    shared_ledger(ledger)
+    new_objects = objects | "SkipDone" >> SkipDone(ledger, stores)
+    new_rows = rows | "SkipDoneRows" >> SkipDone(ledger, stores)
+    new_tars = tars | "SkipDoneTars" >> SkipDoneTars(ledger, stores)
+    # Grouped before they come together: a local runner keeps what goes into a Flatten.
+    shards = (
+        new_objects.new | "GroupIntoShards" >> group,
+        new_rows.new | "GroupRows" >> group_rows,
+        new_tars.new,
+    ) | "Shards" >> beam.Flatten()
+    accounts = (
+        new_objects[ACCOUNTS],
+        new_rows[ACCOUNTS],
+        new_tars[ACCOUNTS],
+    ) | "ListedAccounts" >> beam.Flatten()
+    return shards, accounts
+
+
+def _account_of(shard: Shard) -> Account:
+    """What a shard is to come to; what is in a tar is found, and counted, by reading it."""
+    return Account(shards={} if shard.tar else {shard.shard_id: len(shard.refs)})

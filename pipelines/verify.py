@@ -1,0 +1,278 @@
+"""The job that checks an output again, whichever jobs have written it: finding by finding."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, NoReturn
+
+from pipelines import checks
+from pipelines.flags import UsageError
+from transforms.names import kind_of
+from transforms.records import Input, InputKind, MediaRef, Selection
+
+if TYPE_CHECKING:
+    from transforms.auditing import Audit
+    from transforms.verifying import Finding
+
+MISSING_SHOWN = 100
+"""How many missing items of an input are told one by one."""
+
+EPILOG = """\
+prints a line for each finding, `what: where: message`, then a summary.
+
+exit status:
+  0  nothing is wrong
+  1  something is, or the output cannot be read
+  2  bad usage, said in one line
+
+example:
+  beamtag verify --output=gs://bucket/tags --input='gs://bucket/archive/**/*.jpg'
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def parser(prog: str = "beamtag verify") -> argparse.ArgumentParser:
+    """The parser of the verify job."""
+    parser = _Parser(
+        prog=prog,
+        description="Check the tables of an output, and the runs' records, for damage and gaps.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=checks.output_url,
+        metavar="URL",
+        help="where the tables are",
+    )
+    parser.add_argument(
+        "--storage_options",
+        type=checks.storage_options,
+        default={},
+        metavar="JSON",
+        help="arguments of the stores' clients, as for tag",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print the findings, no summary")
+    parser.add_argument(
+        "--json", action="store_true", help="print all as one JSON object, and nothing else"
+    )
+    group = parser.add_argument_group(
+        "what should be in it", "as for tag: each item is to be in embeddings or in failures"
+    )
+    group.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        type=checks.url,
+        metavar="URL",
+        help="a folder, a glob, one object, a manifest, or tars; may be given again",
+    )
+    group.add_argument(
+        "--input_format",
+        choices=("auto", "media", "manifest", "tar"),
+        help="what the inputs' files are (default: auto, by their names)",
+    )
+    group.add_argument(
+        "--include",
+        action="append",
+        type=checks.glob,
+        metavar="GLOB",
+        help="of folders and globs of media only these; may be given again",
+    )
+    group.add_argument(
+        "--exclude",
+        action="append",
+        type=checks.glob,
+        metavar="GLOB",
+        help="leave these out, likewise",
+    )
+    group.add_argument(
+        "--extensions",
+        type=checks.extensions,
+        metavar="EXT,EXT",
+        help="likewise only these kinds of files",
+    )
+    group.add_argument(
+        "--model_id",
+        type=checks.nonempty,
+        metavar="ID",
+        help="whose items are looked for (default: the model of the run that ended last)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; gives the exit status: 0 nothing wrong, 1 something, 2 bad usage."""
+    try:
+        options = parser().parse_args(sys.argv[1:] if argv is None else argv)
+        return _run(options)
+    except UsageError as error:
+        print(f"beamtag verify: error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Only now: a command line with a mistake in it does not wait for fsspec and Arrow.
+    from pipelines.report import set_up_logging
+    from transforms.auditing import Audit
+    from transforms.storage import locate, use_storage_options
+    from transforms.storeerrors import describe
+
+    set_up_logging(quiet=True, local=True)
+    use_storage_options(options.storage_options)
+    inputs = _inputs(options)
+    try:
+        locate(options.output)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"--output={options.output}: {' '.join(str(error).split())}") from error
+    try:
+        audit = Audit(options.output)
+        findings = _findings(audit, inputs, options)
+        return _report(audit, findings, options)
+    except UsageError:
+        raise
+    # Any store's client, any error of its own.
+    except Exception as error:
+        said = " ".join(describe(error).split())
+        print(f"beamtag verify: failed: {said}", file=sys.stderr)  # noqa: T201
+        return 1
+
+
+def _inputs(options: argparse.Namespace) -> tuple[Input, ...]:
+    if not options.input:
+        for flag in ("input_format", "include", "exclude", "extensions", "model_id"):
+            if getattr(options, flag) is not None:
+                raise UsageError(f"--{flag} is about --input, which is not given")
+        return ()
+    told = options.input_format if options.input_format != "auto" else None
+    inputs = tuple(Input(url, told or kind_of(url)) for url in dict.fromkeys(options.input))
+    _check_inputs(inputs)
+    return inputs
+
+
+def _check_inputs(inputs: Sequence[Input]) -> None:
+    from transforms.listing import input_exists, list_media
+    from transforms.manifestrows import ManifestError
+    from transforms.manifests import check_manifest
+
+    for given in inputs:
+        try:
+            if not input_exists(given.url):
+                raise UsageError(f"--input={given.url} does not exist")
+            if given.kind == "manifest":
+                for ref in list_media(given.url, "manifest"):
+                    check_manifest(ref.uri, ())
+        except ManifestError as error:
+            raise UsageError(str(error)) from error
+        except UsageError:
+            raise
+        # Any store's client, any error of its own; without its package there is none.
+        except Exception as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UsageError(f"cannot look at --input={given.url}: {said}") from error
+
+
+def _findings(
+    audit: Audit, inputs: Sequence[Input], options: argparse.Namespace
+) -> Iterator[Finding]:
+    from transforms.listing import make_shard
+    from transforms.lookups import Known, Lookups
+
+    if not inputs:
+        return audit.findings()
+    model = options.model_id or audit.latest_model
+    if options.model_id and model not in audit.models:
+        has = ", ".join(audit.models) or "none"
+        raise UsageError(f"--model_id={model}: the output has no such model (it has {has})")
+    kinds = {given.kind for given in inputs}
+    lookups = Lookups(model, "manifest" in kinds, "tar" in kinds)
+    selection = Selection(
+        tuple(options.include or ()), tuple(options.exclude or ()), options.extensions
+    )
+    known = Known()
+
+    def findings() -> Iterator[Finding]:
+        yield from audit.findings(lookups, known)
+        for given in inputs:
+            refs = _listed(given, selection)
+            missing = known.missing(refs, given.kind)
+            if given.kind == "tar":
+                # One without a sample in it has a shard, and no row.
+                tars = audit.tars(model)
+                missing = (ref for ref in missing if make_shard([ref], model).shard_id not in tars)
+            yield from _missing_items(given, missing, model)
+
+    return findings()
+
+
+def _listed(given: Input, selection: Selection) -> Iterator[MediaRef]:
+    from transforms.beamfiles import open_object
+    from transforms.listing import list_media
+    from transforms.manifestfiles import read_rows
+    from transforms.manifests import manifest_kind
+
+    kind: InputKind = given.kind
+    refs = list_media(given.url, kind, selection if kind == "media" else None)
+    if kind != "manifest":
+        yield from refs
+        return
+    for manifest in refs:
+        with open_object(manifest.uri) as file:
+            yield from read_rows(file, manifest_kind(manifest.uri) or "", manifest.uri, ())
+
+
+def _missing_items(given: Input, missing: Iterator[MediaRef], model: str) -> Iterator[Finding]:
+    from transforms.verifying import Finding, Kind, count
+
+    what = f"neither embedded by {model or 'any model'} nor in failures"
+    for ref in islice(missing, MISSING_SHOWN):
+        told = {"id": ref.id, "version": ref.version}
+        seen = ", ".join(f"{name} {value}" for name, value in told.items() if value)
+        seen = f" ({seen})" if seen else ""
+        yield Finding(Kind.MISSING_ITEM, ref.uri, f"is listed{seen}, but is {what}")
+    if more := sum(1 for _ in missing):
+        yield Finding(Kind.MISSING_ITEM, given.url, f"{count(more, 'more item')} {what}")
+
+
+def _report(audit: Audit, findings: Iterator[Finding], options: argparse.Namespace) -> int:
+    """Print what is found as it is found, or at the end as JSON; gives the exit status."""
+    from transforms.verifying import count
+
+    told = []
+    number = 0
+    for finding in findings:
+        number += 1
+        if options.json:
+            told.append({"kind": finding.kind, "url": finding.url, "message": finding.message})
+        else:
+            print(_one_line(f"{finding.kind}: {finding.url}: {finding.message}"))  # noqa: T201
+    counts = {"files": audit.files, "rows": audit.rows, "items": audit.items}
+    if options.json:
+        record = {"output": options.output, **counts, "findings": told, "notes": audit.notes}
+        json.dump(record, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    elif not options.quiet:
+        for note in audit.notes:
+            print(_one_line(f"note: {note}"))  # noqa: T201
+        said = [count(many, name[:-1]) for name, many in {**counts, "findings": number}.items()]
+        print(", ".join(said))  # noqa: T201
+    return 1 if number else 0
+
+
+def _one_line(text: str) -> str:
+    """The text, what cannot be seen of it shown by its escapes."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
