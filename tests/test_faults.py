@@ -108,7 +108,7 @@ def test_what_no_retry_can_help_is_asked_once(
 def test_a_store_that_is_down_is_told_of_for_every_item(job: Job, tmp_path, monkeypatch):
     monkeypatch.setattr("transforms.fetching.TRIES", 2)
     with store("s3", tmp_path, monkeypatch, faults=1.0, kinds=["503"], most=99):
-        done = job(input="s3://archive", read_deadline=5)
+        done = job(input="s3://archive", read_deadline=120)
     assert done.status == 0, done.err
     assert {row["reason"] for row in done.table("failures")} == {"unavailable"}
     assert len(done.table("failures")) == ITEMS

@@ -239,7 +239,7 @@ def test_a_manifest_of_web_addresses(job: Job, shelf):
     assert all(row["version"] for row in done.table("embeddings"))  # the server's ETag
     assert {(row["uri"], row["reason"], row["retryable"]) for row in done.table("failures")} == {
         (uris[3], "not_found", False),
-        (uris[4], "permission_denied", False),
+        (uris[4], "permission_denied", True),
         (uris[5], "unavailable", True),
         (uris[6], "unsupported_uri", False),
     }
