@@ -26,6 +26,7 @@ DEV = [
     "flask-cors>=4",
     "gcp-storage-emulator>=2024.8",
     "hypothesis>=6.100",
+    "jsonschema>=4.20",
     "moto[s3]>=5",
     "mypy>=1.11",
     "pandas>=2.2",
@@ -34,6 +35,8 @@ DEV = [
     "pytest-timeout>=2.3",
     "resvg-py>=0.1.5",
     "ruff>=0.6",
+    # What the figures of `beamtag evaluate` are compared with.
+    "scikit-learn>=1.5",
     "types-PyYAML",
 ]
 

@@ -276,7 +276,7 @@ def drawings(picture_set: PictureSet, packages: Path, catalogue: Catalogue) -> I
             continue
         seen[found] += 1
         yield Drawing(
-            picture_set.name, name, *found, picture_set.kind.startswith("mono"), _svg(icons, icon)
+            picture_set.name, name, *found, picture_set.kind.startswith("mono"), svg_of(icons, icon)
         )
 
 
@@ -297,9 +297,7 @@ def _concept_of_emoji(
 
 
 def _concept_of_icon(set_name: str, name: str, catalogue: Catalogue) -> tuple[str, bool] | None:
-    stem = name
-    while (shorter := _SUFFIX.sub("", stem)) != stem:
-        stem = shorter
+    stem = stem_of(name)
     key = squash(stem)
     if key in _ICON_TRAPS or f"{set_name}:{stem}" in _ICON_TRAPS:
         return None
@@ -309,7 +307,15 @@ def _concept_of_icon(set_name: str, name: str, catalogue: Catalogue) -> tuple[st
     return label, False
 
 
-def _svg(icons: dict[str, Any], icon: dict[str, Any]) -> str:
+def stem_of(name: str) -> str:
+    """Leave out of an icon's name which variant it is: `cat-2-outline` -> `cat`."""
+    while (shorter := _SUFFIX.sub("", name)) != name:
+        name = shorter
+    return name
+
+
+def svg_of(icons: dict[str, Any], icon: dict[str, Any]) -> str:
+    """Make a picture of an entry of `icons.json`, of which `icons` has the common sizes."""
     left, top = icon.get("left", icons.get("left", 0)), icon.get("top", icons.get("top", 0))
     width = icon.get("width", icons.get("width", 16))
     height = icon.get("height", icons.get("height", 16))

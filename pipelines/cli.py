@@ -10,6 +10,12 @@ from typing import NoReturn
 
 JOBS = {
     "tag": "tag pictures by what is in them, with labels that are only words",
+    "rescore": "score stored vectors against label sets; reads no picture",
+    "evaluate": "measure how right the tags are, where the truth is known",
+    "calibrate": "find thresholds and temperature from a few labelled items",
+    "adapt": "learn labels from a few labelled items; reads no picture",
+    "diff": "say what a change of a label file would do to the tags, before it is made",
+    "lint": "look through a label file for what makes its tags worse",
     "verify": "check an output's tables and records for damage and gaps",
 }
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 
-from pipelines.options import TagSpec
+from pipelines.options import JobSpec, TagSpec
 from transforms.accounting import Account
 from transforms.decoding import ImageDecoder
 from transforms.embedding import EmbedLabels, EmbedMedia
-from transforms.ledger import LedgerSpec, shared_ledger, unscored_files
+from transforms.ledger import LedgerSpec, Unscored, shared_ledger, unscored_files
 from transforms.listing import GroupIntoShards, ListManifests, ListMedia, ListTars
 from transforms.reading import ReadMedia
 from transforms.records import Shard
@@ -42,11 +43,7 @@ def build(
 
     shards, skipped = _new_shards(pipeline, spec, ledger)
     new_shards = shards | "CountShards" >> beam.combiners.Count.Globally()
-    label_vectors = (
-        pipeline
-        | "LabelSets" >> beam.Create(spec.label_sets)
-        | "EmbedLabels" >> EmbedLabels(spec.model, new_shards, bool(unscored), stores)
-    )
+    label_vectors = _label_vectors(pipeline, spec, model, new_shards, stored=bool(unscored))
     written = (
         shards
         | "ShuffleShards" >> beam.Reshuffle()
@@ -66,17 +63,60 @@ def build(
         | "ScoreLabels" >> ScoreLabels(label_vectors, run)
         | "WriteShards" >> WriteShards(run, model.model_id, stores, ledger, spec.abort_after)
     )
-    scored = (
-        pipeline
-        | "Unscored" >> beam.Create(unscored)
-        | "ReadStored" >> ReadStored(stores)
-        | "ScoreStored" >> ScoreLabels(label_vectors, run)
-        | "WriteScored" >> WriteShards(run, model.model_id, stores)
-    )
+    scored = _scored(pipeline, spec, model, unscored, label_vectors)
     _ = (
         (skipped, shards | "AccountShards" >> beam.Map(_account_of), written, scored)
         | "Accounts" >> beam.Flatten()
         | "WriteRunRecord" >> WriteRunRecord(record_url, header, stores, spec.max_failures)
+    )
+
+
+def build_rescore(
+    pipeline: beam.Pipeline,
+    spec: JobSpec,
+    model: ModelInfo,
+    record_url: str,
+    header: dict[str, Any],
+    *,
+    again: bool,
+) -> None:
+    """Wire the rescore job: of the tag job the part from stored vectors on.
+
+    With `again` also the files that have predictions of the label sets.
+    """
+    output, label_sets = spec.run.output, list(header["label_sets"])
+    unscored = unscored_files(output, model.model_id, label_sets, again=again)
+    none_new = pipeline | "NewShards" >> beam.Create([0])
+    label_vectors = _label_vectors(pipeline, spec, model, none_new, stored=bool(unscored))
+    accounts = _scored(pipeline, spec, model, unscored, label_vectors)
+    _ = accounts | "WriteRunRecord" >> WriteRunRecord(record_url, header, spec.storage_options)
+
+
+def _label_vectors(
+    pipeline: beam.Pipeline, spec: JobSpec, model: ModelInfo, new_shards: Any, *, stored: bool
+) -> Any:
+    decoder = ImageDecoder(model.preprocess, spec.max_pixels, spec.background)
+    return (
+        pipeline
+        | "LabelSets" >> beam.Create(spec.label_sets)
+        | "EmbedLabels"
+        >> EmbedLabels(spec.model, decoder, spec.limits, new_shards, stored, spec.storage_options)
+    )
+
+
+def _scored(
+    pipeline: beam.Pipeline,
+    spec: JobSpec,
+    model: ModelInfo,
+    unscored: Sequence[Unscored],
+    label_vectors: Any,
+) -> Any:
+    return (
+        pipeline
+        | "Unscored" >> beam.Create(unscored)
+        | "ReadStored" >> ReadStored(spec.storage_options)
+        | "ScoreStored" >> ScoreLabels(label_vectors, spec.run)
+        | "WriteScored" >> WriteShards(spec.run, model.model_id, spec.storage_options)
     )
 
 

@@ -5,41 +5,35 @@ Importing this module imports neither torch nor Beam: `--help` answers at once.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.flags import UsageError, tag_parser
+from pipelines.flags import tag_parser
+from pipelines.groups import UsageError
 from transforms.accounting import MaxFailures
 from transforms.labelfile import LabelFileError, read_label_set
 from transforms.labels import LabelSet
 from transforms.names import kind_of
-from transforms.records import Input, ModelSpec, ReadLimits, Retry, RunSpec, Selection
+from transforms.records import Input, ModelSpec, Precision, ReadLimits, Retry, RunSpec, Selection
 
 LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner")
 
 
-@dataclass(frozen=True, slots=True)
-class TagSpec:
-    """A tag job, checked: what `beamtag tag` was asked to do."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """What every job that writes is told."""
 
-    inputs: tuple[Input, ...]
-    selection: Selection
-    storage_options: Mapping[str, Mapping[str, Any]]
+    storage_options: dict[str, dict[str, Any]]
     label_sets: tuple[LabelSet, ...]
     run: RunSpec
     model: ModelSpec
-    shard_size: int
-    batch_size: int
-    text_weight: float
     limits: ReadLimits
     max_pixels: int
     background: tuple[int, int, int]
-    retry: Retry
-    max_failures: MaxFailures | None
-    prune: bool
     take_over: bool
     runner: str
     beam_args: tuple[str, ...]
@@ -50,6 +44,20 @@ class TagSpec:
     def is_local(self) -> bool:
         """Whether the job runs in this process."""
         return self.runner in LOCAL_RUNNERS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagSpec(JobSpec):
+    """A tag job's command line, checked."""
+
+    inputs: tuple[Input, ...]
+    selection: Selection
+    shard_size: int
+    batch_size: int
+    text_weight: float
+    retry: Retry
+    max_failures: MaxFailures | None
+    prune: bool
 
     @property
     def abort_after(self) -> MaxFailures | None:
@@ -62,9 +70,60 @@ class TagSpec:
 def parse_tag(argv: Sequence[str], prog: str = "beamtag tag") -> TagSpec:
     """Read a tag job's command line. Raises `UsageError`; label files are read and checked."""
     options, beam_args = tag_parser(prog).parse_known_args(argv)
-    stray = [argument for argument in beam_args if not argument.startswith("-")]
-    if stray and not _follows_a_flag(beam_args, stray[0]):
-        raise UsageError(f"unexpected argument {stray[0]!r} (see {prog} --help)")
+    refuse_stray(beam_args, prog)
+    return TagSpec(
+        inputs=tuple(_input(url, options.input_format) for url in dict.fromkeys(options.input)),
+        selection=Selection(tuple(options.include), tuple(options.exclude), options.extensions),
+        **shared(options, beam_args, options.run_date, options.carry, options.precision),
+        shard_size=options.shard_size,
+        batch_size=options.batch_size,
+        text_weight=options.text_weight,
+        retry=options.retry,
+        max_failures=options.max_failures,
+        prune=options.prune,
+    )
+
+
+def shared(
+    options: argparse.Namespace,
+    beam_args: Sequence[str],
+    run_date: str | None = None,
+    carry: tuple[str, ...] = (),
+    precision: Precision = "fp32",
+) -> dict[str, Any]:
+    """The fields of `JobSpec`. Raises `UsageError`; label files are read and checked."""
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "storage_options": options.storage_options,
+        "label_sets": read_label_sets(options),
+        "run": RunSpec(
+            run_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
+            run_date=run_date or f"{now:%Y-%m-%d}",
+            output=options.output,
+            carry=carry,
+        ),
+        "model": ModelSpec(options.model, options.pretrained, options.device, precision),
+        "limits": ReadLimits(
+            concurrency=options.read_concurrency,
+            deadline_s=options.read_deadline,
+            max_bytes=options.max_bytes,
+            max_chars=options.max_chars,
+        ),
+        "max_pixels": options.max_pixels,
+        "background": options.background,
+        "take_over": options.take_over,
+        "runner": options.runner,
+        "beam_args": tuple(beam_args),
+        "quiet": options.quiet,
+        "json": options.json,
+    }
+
+
+def read_label_sets(options: argparse.Namespace) -> tuple[LabelSet, ...]:
+    """The sets of `--labels`, with what the command line says in place of the files.
+
+    Raises `UsageError`. The stores' options are in force from here on.
+    """
     # Not at the top: --help does not wait for fsspec.
     from transforms.storage import use_storage_options
 
@@ -77,39 +136,14 @@ def parse_tag(argv: Sequence[str], prog: str = "beamtag tag") -> TagSpec:
     except LabelFileError as error:
         raise UsageError(str(error)) from error
     _refuse_repeated(label_sets)
-    now = datetime.datetime.now(datetime.UTC)
-    return TagSpec(
-        inputs=tuple(_input(url, options.input_format) for url in dict.fromkeys(options.input)),
-        selection=Selection(tuple(options.include), tuple(options.exclude), options.extensions),
-        storage_options=options.storage_options,
-        label_sets=label_sets,
-        run=RunSpec(
-            run_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
-            run_date=options.run_date or f"{now:%Y-%m-%d}",
-            output=options.output,
-            carry=options.carry,
-        ),
-        model=ModelSpec(options.model, options.pretrained, options.device, options.precision),
-        shard_size=options.shard_size,
-        batch_size=options.batch_size,
-        text_weight=options.text_weight,
-        limits=ReadLimits(
-            concurrency=options.read_concurrency,
-            deadline_s=options.read_deadline,
-            max_bytes=options.max_bytes,
-            max_chars=options.max_chars,
-        ),
-        max_pixels=options.max_pixels,
-        background=options.background,
-        retry=options.retry,
-        max_failures=options.max_failures,
-        prune=options.prune,
-        take_over=options.take_over,
-        runner=options.runner,
-        beam_args=tuple(beam_args),
-        quiet=options.quiet,
-        json=options.json,
-    )
+    return label_sets
+
+
+def refuse_stray(beam_args: Sequence[str], prog: str) -> None:
+    """Raise `UsageError` for a word that is neither a flag nor a flag's value."""
+    stray = [argument for argument in beam_args if not argument.startswith("-")]
+    if stray and not _follows_a_flag(beam_args, stray[0]):
+        raise UsageError(f"unexpected argument {stray[0]!r} (see {prog} --help)")
 
 
 def _input(url: str, input_format: Any) -> Input:

@@ -118,7 +118,7 @@ def _show_lines(console: Console, stop: threading.Event) -> None:
         )
 
 
-def close(record_url: str, *, quiet: bool, as_json: bool) -> int:
+def close(job: str, record_url: str, *, quiet: bool, as_json: bool) -> int:
     """Print what a finished run's record says; gives the exit status: 0, or 1 unless balanced."""
     text = read_object(record_url).decode()
     record = json.loads(text)
@@ -128,7 +128,7 @@ def close(record_url: str, *, quiet: bool, as_json: bool) -> int:
         summarize(record, record_url, Console(highlight=False))
     if record["status"] == "finished":
         return 0
-    print(f"beamtag tag: failed: {_what_failed(record)}", file=sys.stderr)  # noqa: T201
+    print(f"beamtag {job}: failed: {_what_failed(record)}", file=sys.stderr)  # noqa: T201
     return 1
 
 
@@ -152,7 +152,12 @@ def summarize(record: dict[str, Any], record_url: str, console: Console) -> None
     counts = record["counts"]
     if not counts["listed"] and not record["scored"]:
         inputs = ", ".join(record["inputs"])
-        console.print(Text(f"Nothing to tag: no pictures in {inputs}"), soft_wrap=True)
+        nothing = (
+            f"Nothing to tag: no pictures in {inputs}"
+            if inputs
+            else f"Nothing to score: every vector of {record['model_id']} has predictions already"
+        )
+        console.print(Text(nothing), soft_wrap=True)
         return
     console.print(_counts_table(record))
     if record["model"].get("loaded") == []:
@@ -189,6 +194,10 @@ def summarize(record: dict[str, Any], record_url: str, console: Console) -> None
 def _counts_table(record: dict[str, Any]) -> Table:
     counts = record["counts"]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    if not record["inputs"]:
+        table.add_row("scored", f"{record['scored']:,} stored vectors")
+        table.add_row("speed", f"{record['scored'] / record['wall_seconds']:,.0f} vectors/s")
+        return table
     table.add_row("listed", f"{counts['listed']:,}")
     if counts["reused"]:
         table.add_row("reused", f"{counts['reused']:,}")

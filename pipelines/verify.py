@@ -7,10 +7,10 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from pipelines import checks
-from pipelines.flags import UsageError
+from pipelines.groups import Parser, UsageError, add_output
 from transforms.names import kind_of
 from transforms.records import Input, InputKind, MediaRef, Selection
 
@@ -34,34 +34,14 @@ example:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-
-def parser(prog: str = "beamtag verify") -> argparse.ArgumentParser:
+def parser(prog: str = "beamtag verify") -> Parser:
     """The parser of the verify job."""
-    parser = _Parser(
-        prog=prog,
-        description="Check the tables of an output, and the runs' records, for damage and gaps.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = Parser(
+        prog,
+        "Check the tables of an output, and the runs' records, for damage and gaps.",
+        EPILOG,
     )
-    parser.add_argument(
-        "--output",
-        required=True,
-        type=checks.output_url,
-        metavar="URL",
-        help="where the tables are",
-    )
-    parser.add_argument(
-        "--storage_options",
-        type=checks.storage_options,
-        default={},
-        metavar="JSON",
-        help="arguments of the stores' clients, as for tag",
-    )
+    add_output(parser, "where the tables are")
     parser.add_argument("--quiet", action="store_true", help="print the findings, no summary")
     parser.add_argument(
         "--json", action="store_true", help="print all as one JSON object, and nothing else"

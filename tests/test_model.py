@@ -18,8 +18,8 @@ from fakes import CountingStore
 
 from transforms import modelstore
 from transforms.decoding import fit
-from transforms.embedding import label_vectors
 from transforms.labels import Label, LabelSet
+from transforms.labelvectors import label_vectors
 from transforms.model import OpenClipModel
 from transforms.modelstore import ModelError, describe_model
 from transforms.records import ModelSpec, Preprocess

@@ -406,6 +406,7 @@ def test_a_beat_shows_that_the_run_lives(output):
 
 
 def test_a_run_whose_place_was_taken_notices_and_leaves_it_alone(output, caplog):
+    caplog.set_level(logging.WARNING, "beamtag")
     place = take(output, "first", beat_s=0.02)
     theirs = change_lock(output, run_id="second")
     place.start_beating()
@@ -436,6 +437,7 @@ def test_after_release_nothing_beats(local):
 
 
 def test_a_store_that_fails_for_a_while_is_asked_again(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "beamtag")
     (tmp_path / "disk").mkdir()
     (tmp_path / "broken").write_bytes(b"")
     output = tmp_path / "out"

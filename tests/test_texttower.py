@@ -293,6 +293,7 @@ def test_a_model_that_cannot_be_taken_apart_is_loaded_whole(
     named, theirs, expected, tmp_path, caplog
 ):
     """Weights in Google's format, whose towers only open_clip knows."""
+    caplog.set_level("WARNING", "beamtag")
     save_big_vision(tmp_path / "weights.npz", theirs)
     spec = ModelSpec(named, str(tmp_path / "weights.npz"), device="cpu")
     with pytest.raises(TowerError, match="npz weights cannot be taken apart"):

@@ -5,20 +5,30 @@ EmbedLabels: the words, once per run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
 
+from transforms.decoding import ImageDecoder
 from transforms.duplicates import embed_once
-from transforms.encoding import embed_batch, label_vectors
+from transforms.encoding import embed_batch
+from transforms.examples import place_labels
 from transforms.knownvectors import shared_vectors
 from transforms.labels import LabelSet
 from transforms.ledger import LedgerSpec
 from transforms.lightimports import without
-from transforms.model import LazyModel, shared_model, shared_text_model
-from transforms.records import Batch, EmbeddedBatch, LabelVectors, ModelSpec, RunSpec
+from transforms.model import LazyModel
+from transforms.records import (
+    Batch,
+    EmbeddedBatch,
+    LabelVectors,
+    ModelSpec,
+    ReadLimits,
+    RunSpec,
+)
 from transforms.storage import StorageOptions, use_storage_options
 
 # The manager of several models imports torch, which a night with nothing new does without.
@@ -113,10 +123,13 @@ class EmbedLabels(
     """Label sets to one mapping of their vectors by label-set id, computed once per run.
 
     `new_shards` counts the shards that are to be embedded: for none of them the text tower is
-    enough, and unless there is something `stored` to score, no vectors are needed at all.
+    enough, unless labels have example pictures (which `decode` and `limits` are for), and unless
+    there is something `stored` to score, no vectors are needed at all.
     """
 
     model: ModelSpec
+    decode: ImageDecoder
+    limits: ReadLimits
     new_shards: beam.PCollection[int]
     stored: bool = False
     storage_options: StorageOptions = field(default_factory=dict)
@@ -132,7 +145,7 @@ class EmbedLabels(
                 _encode_prompts,
                 beam.pvalue.AsSingleton(self.new_shards),
                 self.stored,
-                self.model,
+                partial(place_labels, spec=self.model, decode=self.decode, limits=self.limits),
                 self.storage_options,
             )
             | "GatherLabelSets" >> beam.combiners.ToDict()
@@ -144,11 +157,9 @@ def _encode_prompts(
     label_set: LabelSet,
     new_shards: int,
     stored: bool,
-    model: ModelSpec,
+    place: Callable[..., LabelVectors],
     storage_options: StorageOptions,
 ) -> Iterator[tuple[str, LabelVectors]]:
-    if not new_shards and not stored:
-        return
-    use_storage_options(storage_options)
-    loaded = shared_model(model) if new_shards else shared_text_model(model)
-    yield label_set.label_set_id, label_vectors(label_set, loaded)
+    if new_shards or stored:
+        use_storage_options(storage_options)
+        yield label_set.label_set_id, place(label_set, whole=bool(new_shards))

@@ -1,4 +1,4 @@
-"""Batches and label sets to vectors: the maths around the model; no Beam.
+"""Batches to vectors: the maths around the model; no Beam.
 
 What a model needs around it on a long run: batches cut in halves when they do not fit or do not go
 through, long texts in windows, two halves of one item in one vector, and no vector that is none.
@@ -18,14 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from transforms.labels import LabelSet
 from transforms.progress import progress
 from transforms.records import (
     Batch,
     DecodedMedia,
     EmbeddedBatch,
     Failure,
-    LabelVectors,
     Reason,
     RunSpec,
     Stage,
@@ -248,40 +246,3 @@ def _rows(
         for column, field in zip(columns.values(), schema, strict=True)
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-class TextEncoder(Protocol):
-    """What label vectors need of a model."""
-
-    logit_scale: float
-    logit_bias: float
-
-    def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        """`float32[N, D]` L2-normalised vectors of sentences."""
-
-
-def label_vectors(label_set: LabelSet, model: TextEncoder) -> LabelVectors:
-    """A label set in the model's space.
-
-    A label's vector is the normalised mean of its prompts' normalised embeddings, as in
-    open_clip's `build_zero_shot_classifier`. Raises ValueError for a label without a direction.
-    """
-    prompts = [label_set.prompts_of(label) for label in label_set.labels]
-    encoded = model.encode_texts([prompt for of_label in prompts for prompt in of_label])
-    ends = np.cumsum([len(of_label) for of_label in prompts])
-    means = np.stack([part.mean(axis=0) for part in np.split(encoded, ends[:-1])])
-    lengths = np.linalg.norm(means, axis=1, keepdims=True)
-    if not (lengths > 0).all():
-        empty = label_set.labels[int(np.argmin(lengths > 0))].name
-        raise ValueError(f"label {empty!r} has no vector: its prompts' embeddings cancel out")
-    vectors = means / lengths
-    return LabelVectors(
-        label_set_id=label_set.label_set_id,
-        names=tuple(label.name for label in label_set.labels),
-        vectors=vectors.astype(np.float32),
-        logit_scale=model.logit_scale,
-        logit_bias=model.logit_bias,
-        top_k=label_set.top_k,
-        threshold=label_set.threshold,
-        activation=label_set.activation,
-    )

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
-import yaml
-
+from transforms.labelchecks import check_against, check_background, check_names, with_parents
+from transforms.labelentries import LABEL_KEYS, Entry, LabelPage, no_hole
+from transforms.labellines import LabelLines, lines_of
+from transforms.labelnodes import LabelFileError, List, Map, Node, TooManyMistakesError, Word
 from transforms.labels import (
     DEFAULT_TEMPLATES,
     DEFAULT_TOP_K,
-    ENSEMBLES,
-    Label,
+    IMAGENET,
     LabelSet,
     builtin_label_sets,
     builtin_label_text,
-    builtin_templates,
+    imagenet,
 )
-from transforms.records import Activation
+from transforms.labelsources import beside, identity, read_text
+from transforms.records import Activation, Levels
 
-_SET_KEYS = ("name", "labels", "templates", "top_k", "threshold", "activation")
-_LABEL_KEYS = ("name", "prompts")
+__all__ = [
+    "LABEL_KEYS",
+    "SET_KEYS",
+    "LabelFileError",
+    "parse_label_set",
+    "read_label_lines",
+    "read_label_set",
+]
+
+SET_KEYS = (
+    "name", "version", "labels", "includes", "templates", "activation", "temperature", "top_k",
+    "threshold", "background", "levels", "example_weight", "adapter",
+)  # fmt: skip
+
+MOST_FILES = 100
+"""How many files a label set is put together from at most."""
+
 # The name becomes part of a path and of people's SQL.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-class LabelFileError(Exception):
-    """A label file cannot be read or has mistakes: one line each, `file:line: what to do`."""
-
-    def __init__(self, mistakes: Sequence[str]) -> None:
-        super().__init__("\n".join(mistakes))
-        self.mistakes = tuple(mistakes)
+_WHOLE = re.compile(r"0{0,9}[1-9][0-9]{0,8}(\.0{0,9})?")
 
 
 def read_label_set(source: str) -> LabelSet:
@@ -41,239 +51,231 @@ def read_label_set(source: str) -> LabelSet:
 
     Raises `LabelFileError`, also for a file that cannot be read.
     """
-    if source in builtin_label_sets():
-        return parse_label_set(builtin_label_text(source), source)
-    # Not at the top: only a job that reads a file waits for fsspec.
-    from transforms.storage import read_object
-
-    try:
-        text = read_object(source).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        mistake = f"{source} is not UTF-8 text: byte {error.start} is not"
-        raise LabelFileError([mistake]) from None
-    except FileNotFoundError:
-        mistake = (
-            f"no label file {source}, and no built-in label set of that name "
-            f"({', '.join(builtin_label_sets())})"
-        )
-        raise LabelFileError([mistake]) from None
-    # Any store's client, any error of its own: the file cannot be read.
-    except Exception as error:
-        mistake = f"cannot read {source}: {str(error) or type(error).__name__}"
-        raise LabelFileError([mistake]) from error
-    return parse_label_set(text, source)
+    if source == IMAGENET:
+        return imagenet()
+    return parse_label_set(_text(source), source)
 
 
 def parse_label_set(text: str, source: str) -> LabelSet:
     """Check a label file's YAML and build the set; `source` is the file's name in messages.
 
-    Raises `LabelFileError` with every mistake found, each with its line.
+    What the file names is looked for beside `source`: the label files that it includes are read,
+    pictures and adapters are not. Raises `LabelFileError` with every mistake found, each with its
+    line.
     """
-    try:
-        # Nodes, not values: they know their lines, and `- no` and `- 2024` stay words.
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except RecursionError:
-        raise LabelFileError([f"{source}:1: not a label file: nested too deeply"]) from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise LabelFileError([f"{source}:{line}: not YAML: {error.problem}"]) from None
-    except yaml.YAMLError as error:
-        # Characters that YAML forbids: no mark, but a position.
-        line = text.count("\n", 0, getattr(error, "position", 0)) + 1
-        reason = getattr(error, "reason", "unreadable")
-        raise LabelFileError([f"{source}:{line}: not YAML: {reason}"]) from None
-    reader = _Reader(source)
-    label_set = reader.read(root)
-    if reader.mistakes or label_set is None:
-        raise LabelFileError(reader.mistakes)
-    return label_set
+    return _parse(text, source)[0]
 
 
-class _Reader:
-    """One pass over a label file's nodes that collects every mistake instead of the first."""
+def read_label_lines(source: str) -> tuple[LabelSet, LabelLines]:
+    """As `read_label_set`, with the lines on which labels and sentences stand.
 
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.mistakes: list[str] = []
+    ImageNet's has none.
+    """
+    if source == IMAGENET:
+        return imagenet(), LabelLines(source)
+    label_set, part = _parse(_text(source), source)
+    return label_set, lines_of(LabelPage(source), part.keys, part.entries, part.background)
 
-    def read(self, root: yaml.Node | None) -> LabelSet | None:
-        if root is None:
-            self.mistakes.append(f"{self.source}:1: the file is empty; it needs name and labels")
+
+def _parse(text: str, source: str) -> tuple[LabelSet, _Part]:
+    reading = _Reading()
+    read = None
+    with contextlib.suppress(TooManyMistakesError):
+        read = _FileReader(LabelPage(source), reading).read_set(text)
+    mistakes = [mistake for page in reading.pages for mistake in page.mistakes]
+    if mistakes or read is None:
+        raise LabelFileError(mistakes)
+    return read
+
+
+def _text(source: str) -> str:
+    return builtin_label_text(source) if source in builtin_label_sets() else read_text(source)
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What the files of one set share.
+
+    `way` leads to the one that is being read. `listed` counts labels, those with mistakes too;
+    `is_whole` is false once a file could not be included. `activation` is that of the whole set.
+    """
+
+    pages: list[LabelPage] = field(default_factory=list)
+    files: set[str] = field(default_factory=set)
+    way: list[str] = field(default_factory=list)
+    listed: int = 0
+    is_whole: bool = True
+    activation: Activation | None = None
+
+
+@dataclass(slots=True)
+class _Part:
+    """What one file says, with what it includes in front: a set whose labels are `entries`.
+
+    `keys` are its own.
+    """
+
+    settings: LabelSet
+    keys: Mapping[str, Node] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    background: dict[str, tuple[LabelPage, int]] = field(default_factory=dict)
+
+
+class _FileReader:
+    """Reads one file, and those that it includes, noting every mistake instead of the first."""
+
+    def __init__(self, page: LabelPage, reading: _Reading) -> None:
+        self.page = page
+        self.reading = reading
+        reading.pages.append(page)
+
+    def read_set(self, text: str) -> tuple[LabelSet, _Part] | None:
+        """The whole set; None where it is none at all."""
+        part = self.read(text)
+        if part is None:
             return None
-        if not isinstance(root, yaml.MappingNode):
-            self._mistake(root, "a label file is a map with the keys name and labels")
-            return None
-        keys = self._keys(root, _SET_KEYS, "label set")
-        for required in ("name", "labels"):
-            if required not in keys:
-                self._mistake(root, f"the label set has no {required!r}")
-        name = self._name(keys.get("name"))
-        labels = self._labels(keys.get("labels"))
-        templates = self._templates(keys.get("templates"))
-        top_k = self._top_k(keys.get("top_k"))
-        activation = self._activation(keys.get("activation"))
-        threshold = self._threshold(keys.get("threshold"), activation)
-        listed = keys.get("labels")
-        if activation == "softmax" and listed is not None and len(listed.value) == len(labels) == 1:
-            self._mistake(
-                listed,
+        check_names(part.entries)
+        is_alone = len(part.entries) == self.reading.listed == 1 and self.reading.is_whole
+        if is_alone and part.settings.activation == "softmax" and not part.background:
+            part.entries[0].page.mistake(
+                part.entries[0].line,
                 "softmax over a single label always scores 1.0: add a label for what it is not, "
-                "or set activation: cosine",
+                "or background, or set activation: cosine",
             )
-        if self.mistakes:
+        labels = with_parents(part.entries)
+        label_set = replace(part.settings, labels=tuple(labels), background=tuple(part.background))
+        check_against(label_set, part.entries)
+        check_background(part.background, part.entries)
+        return label_set, part
+
+    def read(self, text: str) -> _Part | None:
+        """One file's part of a set; None where it has none."""
+        page, reading = self.page, self.reading
+        root = page.parse(text)
+        if root is None:
             return None
-        return LabelSet(name, labels, templates, top_k, threshold, activation)
-
-    def _mistake(self, node: yaml.Node, message: str) -> None:
-        self.mistakes.append(f"{self.source}:{node.start_mark.line + 1}: {message}")
-
-    def _keys(
-        self, node: yaml.MappingNode, known: Sequence[str], what: str
-    ) -> dict[str, yaml.Node]:
-        keys: dict[str, yaml.Node] = {}
-        for key_node, value in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
-            if key not in known:
-                close = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-                self._mistake(key_node, f"unknown key {key!r} in a {what}; {hint}")
-            elif key in keys:
-                self._mistake(key_node, f"the key {key!r} stands twice")
-            else:
-                keys[key] = value
-        return keys
-
-    def _text(self, node: yaml.Node, what: str) -> str | None:
-        """A word as written (`no` is a word here, not a boolean), or a mistake and None."""
-        if not isinstance(node, yaml.ScalarNode):
-            self._mistake(node, f"{what} must be text")
+        if not isinstance(root, Map):
+            page.mistake(root, "a label file is a map with the keys name and labels")
             return None
-        text: str = node.value.strip()
-        if not text or _is_null(node):
-            self._mistake(node, f"{what} is empty")
-            return None
-        # Joiners (Cf) belong to words of several scripts; controls and half characters to none.
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
-            self._mistake(node, f"{what} has characters that belong to no word: {text!r}")
-            return None
-        return text
+        keys = page.keys(root, SET_KEYS, "a label set")
+        if "name" not in keys:
+            page.mistake(root, "the label set has no 'name'")
+        if not {"labels", "includes"} & keys.keys():
+            page.mistake(root, "the label set has no 'labels'")
+        own = page.choice(keys.get("activation"), "activation", get_args(Activation), "softmax")
+        is_included = reading.activation is not None
+        # What a tag's score means is said by the file that includes the others.
+        activation = reading.activation = reading.activation or own
+        part = _Part(self._settings(keys, own), keys)
+        me = identity(page.source)
+        reading.files.add(me)
+        reading.way.append(me)
+        self._include(keys.get("includes"), part)
+        reading.way.pop()
+        listed = page.items(keys.get("labels"), "labels")
+        reading.listed += len(listed)
+        part.entries += [entry for node in listed if (entry := page.entry(node, activation))]
+        self._background(keys.get("background"), activation, part)
+        if is_included:
+            _settle(
+                part.entries,
+                part.settings.templates if "templates" in keys else (),
+                part.settings.example_weight if "example_weight" in keys else None,
+            )
+        return part
 
-    def _items(self, node: yaml.Node | None, what: str) -> Iterator[yaml.Node]:
-        if node is None:
-            return
-        if not isinstance(node, yaml.SequenceNode):
-            self._mistake(node, f"{what} must be a list")
-        elif not node.value:
-            self._mistake(node, f"{what} is an empty list")
-        else:
-            yield from node.value
-
-    def _name(self, node: yaml.Node | None) -> str:
-        name = self._text(node, "name") if node is not None else None
-        if node is not None and name is not None and not _NAME.fullmatch(name):
-            self._mistake(
-                node,
+    def _settings(self, keys: Mapping[str, Node], activation: Activation) -> LabelSet:
+        page = self.page
+        name = page.word(keys.get("name"), "name")
+        if name is not None and not _NAME.fullmatch(name):
+            page.mistake(
+                keys["name"],
                 f"name {name!r} becomes part of a path: use letters, digits, '.', '_' and '-' "
                 "(64 at most, a letter or digit first)",
             )
-        return name or ""
-
-    def _labels(self, node: yaml.Node | None) -> tuple[Label, ...]:
-        labels: list[Label] = []
-        first_lines: dict[str, int] = {}
-        for item in self._items(node, "labels"):
-            label = self._label(item)
-            if label is None:
-                continue
-            line = item.start_mark.line + 1
-            if label.name in first_lines:
-                self._mistake(
-                    item, f"label {label.name!r} stands on line {first_lines[label.name]} already"
-                )
-            first_lines.setdefault(label.name, line)
-            labels.append(label)
-        return tuple(labels)
-
-    def _label(self, node: yaml.Node) -> Label | None:
-        if not isinstance(node, yaml.MappingNode):
-            name = self._text(node, "a label")
-            return Label(name) if name else None
-        keys = self._keys(node, _LABEL_KEYS, "label")
-        if "name" not in keys:
-            self._mistake(node, "a label has no 'name'")
-            return None
-        name = self._text(keys["name"], "a label's name")
-        prompts = tuple(
-            prompt
-            for item in self._items(keys.get("prompts"), "prompts")
-            if (prompt := self._text(item, "a prompt"))
+        temperature = page.positive(keys.get("temperature"), "temperature", activation)
+        weight = page.number(keys.get("example_weight"), "example_weight", 0, 1)
+        settings = LabelSet(
+            name=name or "",
+            labels=(),
+            templates=page.templates(keys.get("templates")) or DEFAULT_TEMPLATES,
+            top_k=self._top_k(keys.get("top_k")),
+            threshold=page.threshold(keys.get("threshold"), activation),
+            activation=activation,
+            temperature=temperature,
+            levels=page.choice(keys.get("levels"), "levels", get_args(Levels), "every"),
+            adapter=page.resource(keys.get("adapter"), "adapter"),
+            version=page.word(keys.get("version"), "version", prose=True) or "",
         )
-        return Label(name, prompts) if name else None
+        return settings if weight is None else replace(settings, example_weight=weight)
 
-    def _templates(self, node: yaml.Node | None) -> tuple[str, ...]:
-        if node is None:
-            return DEFAULT_TEMPLATES
-        if isinstance(node, yaml.ScalarNode):
-            if node.value in ENSEMBLES:
-                return builtin_templates(node.value)
-            self._mistake(
-                node,
-                f"no built-in templates are called {node.value!r}: there are "
-                f"{', '.join(ENSEMBLES)}; or give a list",
-            )
-            return DEFAULT_TEMPLATES
-        templates = []
-        for item in self._items(node, "templates"):
-            template = self._text(item, "a template")
-            if template is None:
+    def _include(self, node: Node | None, part: _Part) -> None:
+        page, reading = self.page, self.reading
+        names = page.words(node, "includes", "a file to include")
+        for item in node.items if isinstance(node, List) else ():
+            name = item.text.strip() if isinstance(item, Word) else ""
+            if name not in names:
                 continue
-            if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
-                self._mistake(
-                    item, f"template {template!r} needs one {{}}, the place where the label goes"
-                )
-            templates.append(template)
-        return tuple(templates)
+            source = name if name in builtin_label_sets() else beside(page.source, name)
+            file = identity(source)
+            if file in reading.way:
+                way = [*reading.way[reading.way.index(file) :], file]
+                page.mistake(item, f"files include each other: {' -> '.join(way)}")
+            # A file that two others include comes along once.
+            if file in reading.files:
+                continue
+            if len(reading.files) == MOST_FILES:
+                page.mistake(item, f"a label set is made of {MOST_FILES} files at most")
+                return
+            reading.files.add(file)
+            included = self._builtin() if source == IMAGENET else self._included(item, name, source)
+            reading.is_whole &= included is not None
+            if included is not None:
+                part.entries += included.entries
+                part.background = included.background | part.background
 
-    def _top_k(self, node: yaml.Node | None) -> int:
-        if node is None or _is_null(node):
-            return DEFAULT_TOP_K
-        number = _number(node)
-        if number is None or number < 1 or number != int(number):
-            self._mistake(node, "top_k must be a whole number from 1")
-            return DEFAULT_TOP_K
-        return int(number)
-
-    def _activation(self, node: yaml.Node | None) -> Activation:
-        if node is None:
-            return "softmax"
-        for known in get_args(Activation):
-            if isinstance(node, yaml.ScalarNode) and node.value == known:
-                return known  # type: ignore[no-any-return]
-        self._mistake(node, f"activation must be one of {', '.join(get_args(Activation))}")
-        return "softmax"
-
-    def _threshold(self, node: yaml.Node | None, activation: Activation) -> float | None:
-        if node is None or _is_null(node):
+    def _included(self, node: Node, name: str, source: str) -> _Part | None:
+        try:
+            text = _text(source)
+        except LabelFileError as error:
+            self.page.mistake(node, f"cannot include {name}: {error}")
             return None
-        low = -1.0 if activation == "cosine" else 0.0
-        number = _number(node)
-        if number is None or not low <= number <= 1.0:
-            self._mistake(node, f"threshold must be a number from {low:g} to 1 for {activation}")
-            return None
-        return number
+        return _FileReader(LabelPage(source), self.reading).read(text)
+
+    def _builtin(self) -> _Part:
+        label_set = imagenet()
+        page = LabelPage(IMAGENET)
+        self.reading.pages.append(page)
+        self.reading.listed += len(label_set.labels)
+        part = _Part(label_set, {}, [Entry(label, page, 0) for label in label_set.labels])
+        _settle(part.entries, label_set.templates, None)
+        return part
+
+    def _background(self, node: Node | None, activation: Activation, part: _Part) -> None:
+        prompts = self.page.words(node, "background", "a background prompt", no_hole)
+        if node is not None and activation != "softmax":
+            self.page.mistake(node, f"background takes part in a softmax, and not in {activation}")
+        elif isinstance(node, List):
+            for item in node.items:
+                text = item.text.strip() if isinstance(item, Word) else ""
+                if text in prompts:
+                    part.background.setdefault(text, (self.page, item.line))
+
+    def _top_k(self, node: Node | None) -> int:
+        if node is None or (isinstance(node, Word) and node.is_null):
+            return DEFAULT_TOP_K
+        if isinstance(node, Word) and node.plain and _WHOLE.fullmatch(node.text):
+            return int(float(node.text))
+        self.page.mistake(node, "top_k must be a whole number from 1")
+        return DEFAULT_TOP_K
 
 
-def _is_null(node: yaml.Node) -> bool:
-    return bool(node.tag == "tag:yaml.org,2002:null")
-
-
-def _number(node: yaml.Node) -> float | None:
-    if not isinstance(node, yaml.ScalarNode):
-        return None
-    if node.tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
-        return None
-    try:
-        return float(node.value)
-    except ValueError:
-        return None
+def _settle(entries: list[Entry], templates: Sequence[str], weight: float | None) -> None:
+    """Give an included file's labels what it says for all of them, so that they keep it."""
+    for entry in entries:
+        label = entry.label
+        if label.examples and label.example_weight is None:
+            label = replace(label, example_weight=weight)
+        if not label.prompts and not label.templates and label.example_weight != 1:
+            label = replace(label, templates=tuple(templates))
+        entry.label = label

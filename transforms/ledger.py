@@ -201,12 +201,18 @@ class Unscored(NamedTuple):
     label_sets: tuple[str, ...]
 
 
-def unscored_files(output: str, model_id: str, label_sets: Sequence[str]) -> list[Unscored]:
-    """The scored ledger: files of this model's vectors that some of the label sets lack."""
+def unscored_files(
+    output: str, model_id: str, label_sets: Sequence[str], *, again: bool = False
+) -> list[Unscored]:
+    """The scored ledger: files of this model's vectors that some of the label sets lack.
+
+    With `again` all of its files, for all of them.
+    """
     scored = {
         label_set: {
             file.name
             for file in stored_files(output, "predictions", label_set=label_set, model=model_id)
+            if not again
         }
         for label_set in label_sets
     }

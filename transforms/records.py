@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Activation = Literal["softmax", "sigmoid", "cosine"]
+Levels = Literal["every", "deepest", "leaves"]
+"""Which labels of a hierarchy are tags: the surest ends and all that is above them; the ends alone;
+or those of the ends that have nothing below them."""
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 Retry = Literal["none", "retryable", "all"]
@@ -358,16 +361,27 @@ class Preprocess:
 
 @dataclass(frozen=True, slots=True)
 class LabelVectors:
-    """A label set in a model's space: row i of `vectors[L, D]` (L2-normalised) is `names[i]`.
+    """A label set in a model's space: row i of `vectors[V, D]` (L2-normalised) is label i's.
 
-    `logit_scale` (exponentiated) and `logit_bias` are the model's own.
+    Behind the L labels come the vectors of what speaks against some of them (`opposed` has their
+    places), then the background's. Of label i, `parents[i]` is the place of the label above it, -1
+    where there is none. Its logit is `logit_scale` (exponentiated, or 1 / temperature) times
+    `lengths[i]` times the similarity, plus `logit_bias` and `biases[i]`. A threshold of None keeps
+    whatever the score.
     """
 
     label_set_id: str
     names: tuple[str, ...]
+    ids: tuple[str, ...]
+    paths: tuple[str, ...]
+    parents: tuple[int, ...]
     vectors: npt.NDArray[np.float32]
+    opposed: tuple[int, ...]
+    lengths: npt.NDArray[np.float32]
+    biases: npt.NDArray[np.float32]
+    thresholds: tuple[float | None, ...]
     logit_scale: float
     logit_bias: float
     top_k: int
-    threshold: float | None
     activation: Activation
+    levels: Levels

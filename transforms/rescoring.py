@@ -16,7 +16,7 @@ from transforms.storage import StorageOptions, use_storage_options
 from transforms.stored import open_held
 
 ROWS_AT_ONCE = 4096
-"""Rows that are scored at a time: of 50,000 labels their similarities take 800 MB."""
+"""Rows that are read at a time. Of how many there are similarities at a time, `scoring` decides."""
 
 
 @dataclass

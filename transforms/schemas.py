@@ -64,6 +64,10 @@ def predictions_schema(carry: Sequence[str] = ()) -> pa.Schema:
             pa.field("id", pa.string()),
             # Null, with rank 0, says "looked at, no label above its threshold".
             pa.field("label", pa.string()),
+            # What stays when a label is called something else.
+            pa.field("label_id", pa.string()),
+            # The way from the root: animal/mammal/dog.
+            pa.field("path", pa.string()),
             pa.field("rank", pa.int32(), nullable=False),
             pa.field("score", pa.float32()),
             pa.field("similarity", pa.float32()),

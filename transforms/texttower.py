@@ -163,15 +163,20 @@ class Tokenizer:
         if self.fits(text):
             return [text]
         words = " ".join(text.split())
-        context = int(self._tokenize.context_length)
-        count = max(2, -(-self._length(words) // (context - self._length(""))))
+        context = self.context_length
+        count = max(2, -(-self.length(words) // (context - self.length(""))))
         for parts in (list(_parts(words, count + more)) for more in range(3)):
             if all(self.fits(part) for part in parts):
                 return parts
         # Words of very different lengths: what is still too long is parted again.
         return [window for part in parts for window in self.windows(part)]
 
-    def _length(self, text: str) -> int:
+    @property
+    def context_length(self) -> int:
+        """How many tokens the model reads, its own at a text's ends included."""
+        return int(self._tokenize.context_length)
+
+    def length(self, text: str) -> int:
         """The number of tokens of a text, the model's own at its ends included."""
         (row,) = self.rows([text], len(text.encode()) + 8)
         return int((row != row[-1]).nonzero().max()) + 1 if (row != row[-1]).any() else 0
@@ -181,10 +186,32 @@ class Tokenizer:
 
         What does not fit is cut and ended by the tokenizer: then it differs from the uncut row.
         """
-        context = int(self._tokenize.context_length)
+        context = self.context_length
         (cut,) = self.rows([text], context)
         (whole,) = self.rows([text], context + len(text.encode()) + 8)
         return bool((whole[:context] == cut).all() and (whole[context:] == whole[-1]).all())
+
+    def unknown_share(self, text: str) -> float | None:
+        """The share of a text's tokens that stand for none of its letters, 0 to 1.
+
+        Of a tokenizer of transformers the tokens for what it does not know, and those for single
+        bytes; None for open_clip's own, which has neither: whatever is written, it spells.
+        """
+        tokenizer = getattr(self._tokenize, "tokenizer", None)
+        if tokenizer is None:
+            return None
+        (row,) = self.rows([text], len(text.encode()) + 8)
+        tokens = row[: self.length(text)].tolist()
+        unknown = [token == tokenizer.unk_token_id for token in tokens]
+        own = [token for token in tokens if token not in tokenizer.all_special_ids]
+        spelt = sum(map(_is_byte, tokenizer.convert_ids_to_tokens(own)))
+        count = len(own) + sum(unknown)
+        return (sum(unknown) + spelt) / count if count else 0.0
+
+
+def _is_byte(token: str) -> bool:
+    """Whether sentencepiece spells a byte with a token, for want of a better one."""
+    return re.fullmatch("<0x[0-9A-F]{2}>", token) is not None
 
 
 def _parts(text: str, count: int) -> Iterator[str]:

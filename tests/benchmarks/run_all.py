@@ -14,12 +14,15 @@ import bench
 NAMES = (
     "parity",
     "demo_accuracy",
+    "unseen",
     "overhead",
     "memory",
     "latency",
     "listing",
     "unchanged",
     "one_percent",
+    "rescoring",
+    "labels_improve",
 )
 NOT_MEASURED = 3
 """How a benchmark ends that lacks what it measures on; it has said what."""

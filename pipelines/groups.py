@@ -1,0 +1,171 @@
+"""Flags that several jobs share, in groups; each stands here once."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import _ActionsContainer
+from typing import NoReturn
+
+from pipelines import checks
+from transforms.labels import builtin_label_sets
+from transforms.records import ReadLimits
+
+LIMITS = ReadLimits()
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done as asked; the message is one line for each mistake."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line and names that may not be shortened."""
+
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UsageError`."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def add_output(group: _ActionsContainer, what: str, required: bool = True) -> None:
+    """Where the tables are, and how their store is reached."""
+    group.add_argument(
+        "--output",
+        required=required,
+        type=checks.output_url,
+        metavar="URL",
+        help=what,
+    )
+    group.add_argument(
+        "--storage_options",
+        type=checks.storage_options,
+        default={},
+        metavar="JSON",
+        help="arguments of the stores' fsspec clients by URL scheme, for what the cloud's standard "
+        """credentials do not say: '{"s3": {"endpoint_url": "https://..."}}'""",
+    )
+
+
+def add_labels(group: _ActionsContainer) -> None:
+    """Label sets, one or more."""
+    group.add_argument(
+        "--labels",
+        action="append",
+        required=True,
+        type=checks.nonempty,
+        metavar="FILE",
+        help="the name of a built-in label set "
+        f"({', '.join(builtin_label_sets())}), or a label-set file (YAML); may be given again",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and where it runs."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        default="demo",
+        type=checks.nonempty,
+        help="an open_clip name (with --pretrained), hf-hub:ORG/NAME, local-dir:PATH, or the URL "
+        "of a folder with open_clip_config.json and weights (default: %(default)s, a small model "
+        "in the package that knows drawings, not photographs)",
+    )
+    group.add_argument(
+        "--pretrained",
+        type=checks.nonempty,
+        metavar="TAG|FILE",
+        help="weights for an open_clip name: a tag or a file",
+    )
+    group.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the model runs (default: %(default)s, which says what it chose)",
+    )
+
+
+def add_tags(parser: argparse.ArgumentParser) -> None:
+    """What the command line says in place of the label file."""
+    group = parser.add_argument_group("tags")
+    group.add_argument(
+        "--top_k",
+        type=checks.positive,
+        metavar="N",
+        help="tags per item at most (default: the file's)",
+    )
+    group.add_argument(
+        "--threshold", type=float, metavar="SCORE", help="least score (default: the file's)"
+    )
+
+
+def add_limits(group: _ActionsContainer) -> None:
+    """What reading may take, and what is refused."""
+    group.add_argument(
+        "--read_concurrency",
+        type=checks.positive,
+        default=LIMITS.concurrency,
+        metavar="N",
+        help="objects fetched at a time by one worker (default: %(default)s)",
+    )
+    group.add_argument(
+        "--read_deadline",
+        type=checks.seconds,
+        default=LIMITS.deadline_s,
+        metavar="S",
+        help="seconds for one object, retries included; a try is given up after a quarter of it "
+        "without a byte (default: %(default)g)",
+    )
+    group.add_argument(
+        "--max_pixels",
+        type=checks.positive,
+        default=128_000_000,
+        metavar="N",
+        help="a larger picture is refused from its header (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max_bytes",
+        type=checks.positive,
+        default=LIMITS.max_bytes,
+        metavar="N",
+        help="a larger object is not fetched (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max_chars",
+        type=checks.positive,
+        default=LIMITS.max_chars,
+        metavar="N",
+        help="a longer text is refused (default: %(default)s)",
+    )
+    group.add_argument(
+        "--background",
+        type=checks.colour,
+        default=(255, 255, 255),
+        metavar="RRGGBB",
+        help="what transparent pictures are laid on (default: ffffff)",
+    )
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """How a job that writes runs, and what it prints."""
+    group = parser.add_argument_group("running")
+    group.add_argument(
+        "--take_over",
+        action="store_true",
+        help="take the place of another run that holds the output: for one that is dead",
+    )
+    group.add_argument(
+        "--runner",
+        default="FnApiRunner",
+        help="a Beam runner (default: a local run; DirectRunner means the same)",
+    )
+    group.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    group.add_argument(
+        "--json", action="store_true", help="print the run's record as JSON, and nothing else"
+    )

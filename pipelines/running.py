@@ -1,0 +1,316 @@
+"""What every job that writes has around its graph: its place, its record, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import json
+import logging
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipelines import report
+from pipelines.groups import UsageError
+from pipelines.options import JobSpec
+
+if TYPE_CHECKING:
+    import apache_beam as beam
+
+    from transforms.modelstore import ModelInfo
+    from transforms.runlock import Place
+
+logger = logging.getLogger("beamtag")
+
+Spec = TypeVar("Spec", bound=JobSpec)
+
+_STAGE = re.compile(r" \[while running '.*'\]$")
+_OWN_ERROR = re.compile(
+    r"(?:transforms\.\w+\.)?"
+    "(ModelError|PublishError|LostPlaceError|PruneError|TooManyFailuresError|DamagedError"
+    "|LabelFileError|AdapterError): "
+)
+# Of a place that is as it was meant, and tomorrow may do.
+_LIMITS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM)
+VERSIONED = ("beamtag", "apache-beam", "torch", "open_clip_torch", "pillow", "pyarrow", "fsspec")
+
+
+def main(
+    job: str,
+    argv: Sequence[str] | None,
+    parse: Callable[[Sequence[str]], Spec],
+    run: Callable[[Spec], int],
+) -> int:
+    """Run a job; gives the exit status: 0 accounted for, 1 failed, 2 bad usage."""
+    try:
+        spec = parse(sys.argv[1:] if argv is None else argv)
+        report.set_up_logging(quiet=spec.quiet or spec.json, local=spec.is_local)
+        if spec.is_local:
+            _refuse_unknown(job, spec.beam_args)
+        # Only now: a command line with a mistake in it does not wait for torch and Beam.
+        from transforms.modelstore import ModelError
+
+        try:
+            with _ended_by_sigterm():
+                return run(spec)
+        except ModelError as error:
+            raise UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        return _failed(job, "interrupted before any work")
+    except UsageError as error:
+        for line in str(error).splitlines():
+            print(f"beamtag {job}: error: {line}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM, which schedulers send, ends a job like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(signum: int, frame: object) -> None:
+        # Once: while it is ending it is not to be broken off again.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt("SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_graph(
+    job: str,
+    spec: JobSpec,
+    header: dict[str, Any],
+    build: Callable[[beam.Pipeline, str], None],
+    afterwards: Callable[[str], None] = lambda record_url: None,
+) -> int:
+    """Run a job's graph in its place on the output and report it; gives the exit status.
+
+    `build` and `afterwards` take the URL of the run's record, which begins with `header`. Raises
+    `UsageError` before any work starts.
+    """
+    from transforms.runlock import HeldError, take_place
+
+    try:
+        place = take_place(spec.run.output, spec.run.run_id, take_over=spec.take_over)
+    except HeldError as error:
+        return _failed(job, str(error))
+    # Any store's client, any error of its own: nothing can be written there.
+    except Exception as error:
+        said = f"cannot write to {spec.run.output}: {one_line(error)}"
+        if isinstance(error, OSError) and error.errno in _LIMITS:
+            return _failed(job, said)
+        raise UsageError(said) from error
+    with place:
+        place.start_beating()
+        return _run_in_place(job, spec, header, build, afterwards, place)
+
+
+def _run_in_place(
+    job: str,
+    spec: JobSpec,
+    header: dict[str, Any],
+    build: Callable[[beam.Pipeline, str], None],
+    afterwards: Callable[[str], None],
+    place: Place,
+) -> int:
+    import apache_beam as beam
+
+    from transforms.model import forget_models
+    from transforms.progress import progress
+    from transforms.writing import publish_record
+
+    record_url = f"{spec.run.output}/runs/{spec.run.run_id}.json"
+    try:
+        pipeline = beam.Pipeline(runner=_runner(spec), options=_beam_options(spec))
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
+    if spec.is_local:
+        # What this run loads, the record tells.
+        forget_models()
+    progress.reset()
+    try:
+        # Also the trace of a run that was killed.
+        publish_record(record_url, {**header, "status": "running"})
+    except OSError as error:
+        raise UsageError(one_line(error)) from error
+    try:
+        _tidy_up(spec.run.output, place)
+        build(pipeline, record_url)
+        with report.live_progress(shown=spec.is_local and not (spec.quiet or spec.json)):
+            pipeline.run().wait_until_finish()
+        if spec.is_local:
+            _tell_of_model(record_url)
+        afterwards(record_url)
+    # Whatever broke the run, the operator gets the trace, one last line, and a record of it.
+    except (Exception, KeyboardInterrupt) as error:
+        return _broken(job, error, record_url, header, traced=not (spec.quiet or spec.json))
+    return report.close(job, record_url, quiet=spec.quiet, as_json=spec.json)
+
+
+def _tidy_up(output: str, place: Place) -> None:
+    """Remove what runs left that were killed, and say in their records that they were."""
+    from transforms.publishing import tidy
+    from transforms.storage import read_object
+    from transforms.writing import publish_record
+
+    tidy(output, place.dead)
+    for run_id in place.dead:
+        url = f"{output}/runs/{run_id}.json"
+        try:
+            record = json.loads(read_object(url))
+        except (FileNotFoundError, ValueError):
+            continue  # It came to nothing before it had a record.
+        if record.get("status") == "running":
+            error = f"it did not end; run {place.run_id} took its place"
+            publish_record(url, {**record, "status": "interrupted", "error": error})
+    place.tidied()
+
+
+def _tell_of_model(record_url: str) -> None:
+    """Add to a local run's record what it has loaded."""
+    from transforms.model import loaded_towers
+    from transforms.storage import read_object
+    from transforms.writing import publish_record
+
+    record = json.loads(read_object(record_url))
+    record["model"]["loaded"] = sorted(loaded_towers())
+    publish_record(record_url, record)
+
+
+def _broken(
+    job: str, error: BaseException, record_url: str, header: dict[str, Any], *, traced: bool
+) -> int:
+    from transforms.writing import publish_record
+
+    cause = one_line(error)
+    interrupted = cause.startswith("KeyboardInterrupt")
+    own = _OWN_ERROR.match(cause)
+    cause = _STAGE.sub("", cause[own.end() :]) if own else cause
+    # Our own errors say in their words what there is to know.
+    if traced and not interrupted and not own:
+        _print_trace(error)
+    status = "interrupted" if interrupted else "failed"
+    try:
+        publish_record(record_url, {**header, "status": status, "error": cause})
+    # The store that broke the run may break this too, and must not hide what it was.
+    except Exception as unwritable:
+        logger.error("and its record cannot be written: %s", unwritable)
+    if interrupted:
+        return _failed(
+            job, "interrupted; what is written is kept, and the same command goes on from it"
+        )
+    if own and own[1] == "ModelError":
+        # Found out only now, because a run without work loads no model.
+        print(f"beamtag {job}: error: {cause}", file=sys.stderr)  # noqa: T201
+        return 2
+    return _failed(job, cause)
+
+
+def _beam_options(spec: JobSpec) -> Any:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    runner = [] if spec.is_local else [f"--runner={spec.runner}"]
+    return PipelineOptions([*spec.beam_args, *runner])
+
+
+def _refuse_unknown(job: str, arguments: Sequence[str]) -> None:
+    """Beam would drop a flag that it does not know with a warning; a typing error is an error.
+
+    Only for a local run: a job server tells of more options when it is asked.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+
+    parser = _BeamArgumentParser(allow_abbrev=False)
+    for group in PipelineOptions.__subclasses__():
+        group._add_argparse_args(parser)
+    _, unknown = parser.parse_known_args(list(arguments))
+    if unknown:
+        what = "unknown option" if unknown[0].startswith("-") else "unexpected argument"
+        raise UsageError(f"{what} {unknown[0]} (see beamtag {job} --help)")
+
+
+def _runner(spec: JobSpec) -> Any:
+    if not spec.is_local:
+        return None  # Beam reads --runner.
+    if spec.runner == "DirectRunner":
+        logger.info("runner: DirectRunner means a local run on FnApiRunner here")
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+    # Named, because DirectRunner chooses among three runners by what the graph contains.
+    return FnApiRunner()
+
+
+def resolved(spec: Spec, model: ModelInfo) -> Spec:
+    """The job with the digests of the files that its label sets name. Raises `UsageError`."""
+    if not any(label_set.examples or label_set.adapter for label_set in spec.label_sets):
+        return spec
+    from transforms.decoding import ImageDecoder
+    from transforms.examples import resolve
+    from transforms.labelfile import LabelFileError
+
+    decode = ImageDecoder(model.preprocess, spec.max_pixels, spec.background)
+    try:
+        label_sets = tuple(
+            resolve(label_set, decode, spec.limits, model.model_id) for label_set in spec.label_sets
+        )
+    except LabelFileError as error:
+        raise UsageError(str(error)) from error
+    return dataclasses.replace(spec, label_sets=label_sets)
+
+
+def record_header(spec: JobSpec, model: ModelInfo, settings: Sequence[str]) -> dict[str, Any]:
+    """What a run's record says before anything ran; `settings` names fields of the job's own."""
+    from transforms.labels import plain
+
+    return {
+        "run_id": spec.run.run_id,
+        "run_date": spec.run.run_date,
+        "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        "output": spec.run.output,
+        "model_id": model.model_id,
+        "model": dataclasses.asdict(spec.model),
+        "label_sets": {label_set.label_set_id: plain(label_set) for label_set in spec.label_sets},
+        "settings": {name: _plain(getattr(spec, name)) for name in settings},
+        "carry": spec.run.carry,
+        "runner": spec.runner,
+        "beam_args": spec.beam_args,
+        "versions": {name: metadata.version(name) for name in VERSIONED},
+    }
+
+
+def _plain(value: Any) -> Any:
+    is_record = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if is_record else value
+
+
+def _failed(job: str, cause: str) -> int:
+    print(f"beamtag {job}: failed: {cause}", file=sys.stderr)  # noqa: T201
+    return 1
+
+
+def _print_trace(error: BaseException) -> None:
+    """Where it broke: the trace of the first error, without those of Beam's passing it on."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    traceback.print_exception(error, chain=False)
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    lines = str(error).strip().splitlines()
+    if lines and _STAGE.search(lines[-1]) and isinstance(error, RuntimeError):
+        return lines[0]  # Beam's wrapper: the cause with its type, and the stage it was in
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
