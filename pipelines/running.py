@@ -162,30 +162,43 @@ def _run_in_place(
 
 def _tidy_up(output: str, place: Place) -> None:
     """Remove what runs left that were killed, and say in their records that they were."""
-    from transforms.publishing import tidy
-    from transforms.storage import read_object
+    from transforms.publishing import asides, tidy
     from transforms.writing import publish_record
 
-    tidy(output, place.dead)
+    # One that was interrupted gave its place back, and left what its threads were writing.
+    left = {aside.run_id for aside in asides(output)} - {place.run_id, *place.dead}
+    ended = [run_id for run_id in left if _status(output, run_id) not in (None, "running")]
+    tidy(output, [*place.dead, *ended])
     for run_id in place.dead:
-        url = f"{output}/runs/{run_id}.json"
-        try:
-            record = json.loads(read_object(url))
-        except (FileNotFoundError, ValueError):
-            continue  # It came to nothing before it had a record.
-        if record.get("status") == "running":
+        # Without one it came to nothing before it had a record.
+        if _status(output, run_id) == "running":
+            url = f"{output}/runs/{run_id}.json"
             error = f"it did not end; run {place.run_id} took its place"
-            publish_record(url, {**record, "status": "interrupted", "error": error})
+            publish_record(url, {**_record(url), "status": "interrupted", "error": error})
     place.tidied()
+
+
+def _status(output: str, run_id: str) -> str | None:
+    try:
+        status = _record(f"{output}/runs/{run_id}.json").get("status")
+    except (FileNotFoundError, ValueError):
+        return None
+    return None if status is None else str(status)
+
+
+def _record(url: str) -> dict[str, Any]:
+    from transforms.storage import read_object
+
+    record: dict[str, Any] = json.loads(read_object(url))
+    return record
 
 
 def _tell_of_model(record_url: str) -> None:
     """Add to a local run's record what it has loaded."""
     from transforms.model import loaded_towers
-    from transforms.storage import read_object
     from transforms.writing import publish_record
 
-    record = json.loads(read_object(record_url))
+    record = _record(record_url)
     record["model"]["loaded"] = sorted(loaded_towers())
     publish_record(record_url, record)
 

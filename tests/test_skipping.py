@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import pickle
 import random
 from collections import Counter
@@ -21,7 +22,7 @@ from nights import night, rows
 from packing import pack
 from tables import Item, embeddings, failures
 
-from pipelines import graph, tag
+from pipelines import graph, running, tag
 from pipelines.options import parse_tag
 from transforms.accounting import Account, merge_accounts
 from transforms.ledger import TAR_END, Ledger, LedgerSpec, item_key
@@ -174,8 +175,9 @@ def distributed(arguments: list[str]) -> dict[str, Any]:
     model = describe_model(spec.model)
     record_url = f"{spec.run.output}/runs/{spec.run.run_id}.json"
     with take_place(spec.run.output, spec.run.run_id), beam.Pipeline(FnApiRunner()) as pipeline:
-        graph.build(pipeline, spec, model, record_url, tag._header(spec, model))
-    record: dict[str, Any] = tag.json.loads(Path(record_url).read_text())
+        header = running.record_header(spec, model, tag.SETTINGS)
+        graph.build(pipeline, spec, model, record_url, header)
+    record: dict[str, Any] = json.loads(Path(record_url).read_text())
     return record
 
 
