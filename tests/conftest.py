@@ -76,9 +76,9 @@ class Outcome:
 
     @property
     def record(self) -> dict[str, Any]:
-        paths = sorted((self.output / "runs").iterdir())
-        record: dict[str, Any] = json.loads(paths[-1].read_text())
-        return record
+        # Not by name: two runs may begin in one second.
+        records = [json.loads(path.read_text()) for path in (self.output / "runs").iterdir()]
+        return max(records, key=lambda record: str(record["started_at"]))
 
 
 Job = Callable[..., Outcome]

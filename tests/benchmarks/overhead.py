@@ -37,7 +37,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(bench.ROOT))
 from pipelines import options, tag
-from transforms.encoding import label_vectors
+from transforms.labelvectors import label_vectors
 from transforms.reading import BATCHES_AHEAD
 
 if TYPE_CHECKING:
