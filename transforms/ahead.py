@@ -1,14 +1,17 @@
-"""Reading ahead: an iterator runs in a thread of its own, a bounded number of items in front."""
+"""Reading ahead: an iterator, or work on its items, in other threads, a bounded number in front."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, NamedTuple, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -101,3 +104,19 @@ def _stop(waiting: queue.Queue[tuple[T] | _End], stopped: threading.Event) -> No
             waiting.get_nowait()
         except queue.Empty:
             return
+
+
+def in_order(work: Callable[[S], T], things: Iterable[S], at_once: int) -> Iterator[T]:
+    """What the work gives for each of the things; `at_once` are in work, as many more may wait."""
+    with ThreadPoolExecutor(at_once, thread_name_prefix="beamtag-read") as pool:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for thing in things:
+                waiting.append(pool.submit(work, thing))
+                if len(waiting) == 2 * at_once:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

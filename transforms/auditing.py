@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from transforms import runlock
+from transforms.ahead import in_order
 from transforms.browsing import files_under
 from transforms.filechecks import Contents, check_file, check_shard, uri_at
 from transforms.itemkeys import NO_KEYS, Spill, alike
@@ -39,9 +37,6 @@ _RECORD = np.dtype(
     [("key", NO_KEYS.dtype), ("group", "<u4"), ("owner", "<u4"), ("file", "<u4"), ("row", "<u4")]
 )
 _Records = npt.NDArray[np.void]
-
-S = TypeVar("S")
-T = TypeVar("T")
 
 
 class Audit:
@@ -119,7 +114,7 @@ class Audit:
                 urls.append(url)
             else:
                 self._strays.append(_stray(url, "is not named as a run's record"))
-        return list(_in_order(_read_record, urls))
+        return list(in_order(_read_record, urls, SHARDS_AT_ONCE))
 
     def _read_lock(self) -> list[str]:
         url = f"{self._output}/{runlock.NAME}"
@@ -149,9 +144,10 @@ class Audit:
             latest = self._latest.get(first.model)
             return check_shard(embedded, scored, latest.label_sets if latest else (), lookups)
 
-        for contents in _in_order(check, (shards[key] for key in sorted(shards))):
+        for contents in in_order(check, (shards[key] for key in sorted(shards)), SHARDS_AT_ONCE):
             yield from contents
-        yield from _in_order(lambda file: check_file(file, lookups), self._tables["failures"])
+        failures = self._tables["failures"]
+        yield from in_order(lambda file: check_file(file, lookups), failures, SHARDS_AT_ONCE)
 
     def _take(self, contents: Contents, spill: Spill) -> None:
         """Keep what is to be compared with what other files hold."""
@@ -232,19 +228,3 @@ def _files(output: str, folder: str) -> Iterator[str]:
 
 def _read_record(url: str) -> RunRecord:
     return read_record(url, read_object(url))
-
-
-def _in_order(work: Callable[[S], T], things: Iterable[S]) -> Iterator[T]:
-    """What the work gives for each of the things; a few are in work, or wait, at a time."""
-    with ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="beamtag-verify") as pool:
-        waiting: deque[Future[T]] = deque()
-        try:
-            for thing in things:
-                waiting.append(pool.submit(work, thing))
-                if len(waiting) == 2 * SHARDS_AT_ONCE:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

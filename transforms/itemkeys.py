@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -24,7 +26,7 @@ _PARTS = 64
 """How many files a spill has: one of them at a time is in memory."""
 
 
-def joined(columns: Sequence[pa.Array]) -> pa.Array:
+def joined(columns: Sequence[pa.Array | pa.ChunkedArray]) -> pa.Array | pa.ChunkedArray:
     """Text columns made one, a row's values with NULs between them; null is as empty."""
     texts = [pc.fill_null(pc.cast(column, pa.large_string()), "") for column in columns]
     return pc.binary_join_element_wise(*texts, pa.scalar("\0", pa.large_string()))
@@ -35,19 +37,28 @@ def keys_of(texts: Iterable[str]) -> Keys:
     return _keys(text.encode("utf-8", "surrogateescape") for text in texts)
 
 
-def keys_of_rows(columns: Sequence[pa.Array]) -> Keys:
+def keys_of_rows(columns: Sequence[pa.Array | pa.ChunkedArray]) -> Keys:
     """A digest of each row of text columns; the same as `keys_of` of its joined text."""
-    return _keys(joined(columns).cast(pa.large_binary()).to_pylist())
+    return _keys(_bytes_of(joined(columns)))
 
 
 def keys_of_runs(columns: Sequence[pa.Array]) -> tuple[Keys, Numbers]:
     """A digest of each run of rows that say the same, and how many rows it has."""
     runs = pc.run_end_encode(joined(columns), run_end_type=pa.int64())
-    keys = _keys(runs.values.cast(pa.large_binary()).to_pylist())
-    return keys, np.diff(runs.run_ends.to_numpy(), prepend=0)
+    return _keys(_bytes_of(runs.values)), np.diff(runs.run_ends.to_numpy(), prepend=0)
 
 
-def _keys(texts: Iterable[bytes]) -> Keys:
+def _bytes_of(texts: pa.Array | pa.ChunkedArray) -> Iterator[memoryview]:
+    """Large strings, none of them null, as their bytes."""
+    # Not by way of Python's strings: this is a night's time for an archive that has not changed.
+    for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
+        _, offsets, data = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int64)[chunk.offset :][: len(chunk) + 1].tolist()
+        content = memoryview(data or b"")
+        yield from (content[start:end] for start, end in itertools.pairwise(ends))
+
+
+def _keys(texts: Iterable[bytes | memoryview]) -> Keys:
     digests = [hashlib.blake2b(text, digest_size=KEY_BYTES).digest() for text in texts]
     return np.frombuffer(b"".join(digests), NO_KEYS.dtype)
 
@@ -65,6 +76,19 @@ def alike(
     for column in ranked[2:]:
         same &= column[order[1:]] == column[order[:-1]]
     return order[:-1][same], order[1:][same]
+
+
+def keyed_file(table: str) -> sqlite3.Connection:
+    """A table with a primary key in a file of this process's own, gone with it; not thread-safe.
+
+    32 MiB of it are in memory at the most. `table` is SQL: a name and columns.
+    """
+    file = sqlite3.connect("", check_same_thread=False)
+    file.executescript(
+        "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32768;"
+        f"CREATE TABLE {table} WITHOUT ROWID"
+    )
+    return file
 
 
 class Spill:

@@ -6,15 +6,15 @@ What is known is kept on this machine's disk, as digests; the vectors stay in th
 from __future__ import annotations
 
 import functools
-import itertools
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 
 import pyarrow as pa
 
+from transforms.ahead import in_order
+from transforms.itemkeys import keyed_file
 from transforms.ledger import FILES_AT_ONCE, LedgerSpec
 from transforms.records import ContentKey
 from transforms.schemas import ITEM
@@ -125,11 +125,7 @@ class KnownVectors:
 
     def _opened(self) -> sqlite3.Connection:
         if self._index is None:
-            index = sqlite3.connect("", check_same_thread=False)
-            index.executescript(
-                "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32768;"
-                "CREATE TABLE known (content BLOB PRIMARY KEY, file INT, place INT) WITHOUT ROWID"
-            )
+            index = keyed_file("known (content BLOB PRIMARY KEY, file INT, place INT)")
             self._files, self._urls = {}, []
             self._take_in(index)
             self._index = index
@@ -137,7 +133,8 @@ class KnownVectors:
 
     def _take_in(self, index: sqlite3.Connection) -> None:
         stored = stored_files(self._output, "embeddings", model=self._model_id)
-        for file, keys in _in_parallel(file for file in stored if file.url not in self._files):
+        files = (file for file in stored if file.url not in self._files)
+        for file, keys in in_order(_read_keys, files, FILES_AT_ONCE):
             self._enter(index, file.url, keys)
 
     def _table(self, url: str) -> pa.Table:
@@ -150,16 +147,9 @@ class KnownVectors:
         return self._read[url]
 
 
-def _in_parallel(files: Iterator[StoredFile]) -> Iterator[tuple[StoredFile, pa.Table]]:
-    """Files with their key columns, of no more than `FILES_AT_ONCE` at a time."""
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        while some := list(itertools.islice(files, FILES_AT_ONCE)):
-            yield from zip(some, pool.map(_read_keys, some), strict=True)
-
-
-def _read_keys(file: StoredFile) -> pa.Table:
+def _read_keys(file: StoredFile) -> tuple[StoredFile, pa.Table]:
     with open_held(file.url) as parquet:
-        return parquet.read([*_KEY, "unused"])
+        return file, parquet.read([*_KEY, "unused"])
 
 
 def _content_of_row(line: pa.Table) -> tuple[str, ...] | None:

@@ -10,10 +10,8 @@ import functools
 import hashlib
 import itertools
 import re
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,6 +20,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from transforms.ahead import in_order
+from transforms.itemkeys import keyed_file, keys_of_rows
 from transforms.records import MediaRef, Reason, Retry, Stage
 from transforms.schemas import ITEM
 from transforms.stored import DamagedError, StoredFile, open_held, stored_files
@@ -88,10 +88,10 @@ def read_held(file: StoredFile, spec: LedgerSpec) -> HeldKeys:
             member = pc.is_valid(unsettled.column("id"))
             broken = not pc.all(member, min_count=0).as_py()
             unsettled = unsettled.filter(member)
-        again = _keys(unsettled)
+        again = _digests(unsettled)
         table = table.filter(settled)
         reasons = table.column("reason").to_pylist()
-    return HeldKeys(_keys(table), reasons, again, part, end, broken)
+    return HeldKeys(_digests(table), reasons, again, part, end, broken)
 
 
 def read_items(
@@ -128,22 +128,9 @@ def _settled(table: pa.Table, spec: LedgerSpec) -> pa.ChunkedArray | pa.Array:
     return stands
 
 
-def _keys(table: pa.Table) -> bytes:
-    """Digests of a table's items, end to end; the same as `item_key` of each."""
-    columns = [pc.cast(table.column(name), pa.large_string()) for name in ITEM]
-    columns[2] = pc.fill_null(columns[2], "")
-    joined = pc.binary_join_element_wise(*columns, pa.scalar("\0", pa.large_string()))
-    parts = []
-    for chunk in joined.chunks:
-        offsets = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset :][: len(chunk) + 1]
-        data = memoryview(chunk.buffers()[2] or b"")
-        # Not by way of strings: this is a night's time for an archive in which nothing changed.
-        ends = offsets.tolist()
-        parts += [
-            hashlib.blake2b(data[start:end], digest_size=16).digest()
-            for start, end in itertools.pairwise(ends)
-        ]
-    return b"".join(parts)
+def _digests(table: pa.Table) -> bytes:
+    """Those of a table's items, end to end; the same as `item_key` of each."""
+    return keys_of_rows([table.column(name) for name in ITEM]).tobytes()
 
 
 @dataclass(slots=True)
@@ -184,7 +171,7 @@ class HeldTar:
     def done(self) -> bool:
         """Whether a run has read it to its end, every part of that is there, and no more to try.
 
-        A part is there with its failures, which are written last: without them, some are lost.
+        A part is there with its vectors and with its failures: without one of them, some are lost.
         """
         ended = any(
             self.parts[run] == self.failed_parts.get(run) == set(range(end + 1))
@@ -237,7 +224,13 @@ class Ledger:
         """
         self.tars: dict[str, HeldTar] = {}
         parts: list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]] = []
-        for held in _in_parallel(spec) if told is None else told:
+        if told is None:
+            files = [
+                *stored_files(spec.output, "failures"),
+                *stored_files(spec.output, "embeddings", model=spec.model_id),
+            ]
+            told = in_order(lambda file: read_held(file, spec), files, FILES_AT_ONCE)
+        for held in told:
             pairs = np.frombuffer(held.keys, np.uint64).reshape(-1, 2)
             reasons = held.reasons
             codes = [_CODES[None]] * len(pairs) if reasons is None else map(_code, reasons)
@@ -308,11 +301,7 @@ class _Seen:
     """Digests in a file that sqlite keeps aside: in a set they take 100 MB a million."""
 
     def __init__(self) -> None:
-        self._file = sqlite3.connect("", check_same_thread=False)
-        self._file.executescript(
-            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32768;"
-            "CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID"
-        )
+        self._file = keyed_file("seen (digest BLOB PRIMARY KEY)")
 
     def add(self, digest: bytes) -> bool:
         """Whether it was not there yet."""
@@ -335,15 +324,6 @@ def settled_reason(one: str | None, other: str | None) -> str | None:
 def split_keys(keys: bytes) -> list[bytes]:
     """Digests that were end to end, one by one."""
     return [keys[start : start + 16] for start in range(0, len(keys), 16)]
-
-
-def _in_parallel(spec: LedgerSpec) -> Iterator[HeldKeys]:
-    files = [
-        *stored_files(spec.output, "failures"),
-        *stored_files(spec.output, "embeddings", model=spec.model_id),
-    ]
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        yield from pool.map(lambda file: read_held(file, spec), files)
 
 
 @functools.lru_cache(maxsize=1)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from transforms.ahead import in_order
 from transforms.itemkeys import NO_KEYS, Keys, keys_of, keys_of_rows
-from transforms.ledger import TAR_END
+from transforms.ledger import FILES_AT_ONCE, TAR_END
 from transforms.listing import list_media
 from transforms.publishing import publish
 from transforms.records import Input, Selection
@@ -28,9 +27,6 @@ from transforms.writing import parquet_bytes
 
 TABLES = ("embeddings", "predictions", "failures")
 """In this order: what breaks off leaves an item tagged and not embedded, never the other way."""
-
-FILES_AT_ONCE = 16
-"""How many files' key columns are read at a time: on an object store each is a few round trips."""
 
 _BLOCK = 4096
 
@@ -90,7 +86,7 @@ def _concerned(files: Iterable[StoredFile], judge: _Judge) -> list[StoredFile]:
     """
     concerned: list[tuple[StoredFile, bool]] = []
     empty_ends: list[StoredFile] = []
-    for file, told in _read_all(files):
+    for file, told in in_order(_read, files, FILES_AT_ONCE):
         if any(judge.gone(told.columns)):
             concerned.append((file, told.ends_tar))
         elif told.ends_tar and not told.columns.num_rows:
@@ -115,22 +111,10 @@ class _File(NamedTuple):
     ends_tar: bool
 
 
-def _read_all(files: Iterable[StoredFile]) -> Iterator[tuple[StoredFile, _File]]:
-    """Each file with its keys, several of them read at a time."""
-    waiting: deque[tuple[StoredFile, Future[_File]]] = deque()
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        for file in files:
-            waiting.append((file, pool.submit(_read, file)))
-            if len(waiting) > FILES_AT_ONCE:
-                earlier, reading = waiting.popleft()
-                yield earlier, reading.result()
-        for earlier, reading in waiting:
-            yield earlier, reading.result()
-
-
-def _read(file: StoredFile) -> _File:
+def _read(file: StoredFile) -> tuple[StoredFile, _File]:
     with open_parquet(file.url) as opened:
-        return _File(opened.read(["uri", "id"]), TAR_END in (opened.metadata.metadata or {}))
+        columns = opened.read(["uri", "id"])
+        return file, _File(columns, TAR_END in (opened.metadata.metadata or {}))
 
 
 class _Judge:
