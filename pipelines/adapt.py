@@ -9,20 +9,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipelines.analysing import refuse, usage_errors
 from pipelines.groups import Parser
 from pipelines.improving import (
     add_checking,
     add_rest,
     add_subject,
     find_model,
-    place,
     read_labelled,
     read_labels,
-    refuse,
-    usage_errors,
-    visible,
 )
 from pipelines.improving import main as run_main
+from pipelines.terminal import visible
 
 if TYPE_CHECKING:
     from transforms.adapting import Adaptation
@@ -55,7 +53,7 @@ def parser(prog: str = "beamtag adapt") -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; gives the exit status: 0 written, 1 not, 2 bad usage."""
-    return run_main("adapt", argv, parser, _run)
+    return run_main("adapt", argv, parser(), _run)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -65,13 +63,13 @@ def _run(options: argparse.Namespace) -> int:
 
     with usage_errors():
         file = read_labels(options.labels)
-        info = find_model(options)
-        items = read_labelled(options, file.label_set, info)
+        placing = find_model(options)
+        items = read_labelled(options, file.label_set, placing.info.model_id)
         # From the words: an adapter that the file names, perhaps --to itself, is not there yet, or
         # has seen what is held out here.
-        labels = place(options, replace(file.label_set, adapter=None), info)
+        labels = placing.place(placing.resolve(replace(file.label_set, adapter=None)))
     try:
-        found = adapt(labels, items, info.model_id, options.held_out, options.seed)
+        found = adapt(labels, items, placing.info.model_id, options.held_out, options.seed)
     except NothingToCheckError:
         refuse("adapt", "no two items have the same labels: none can be held out")
         return 1

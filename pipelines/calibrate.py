@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines import checks
+from pipelines.analysing import refuse, usage_errors
 from pipelines.groups import Parser, UsageError
 from pipelines.improving import (
     LabelText,
@@ -17,18 +18,15 @@ from pipelines.improving import (
     add_rest,
     add_subject,
     find_model,
-    place,
     read_labelled,
     read_labels,
-    refuse,
-    usage_errors,
-    visible,
 )
 from pipelines.improving import main as run_main
+from pipelines.terminal import visible
 
 if TYPE_CHECKING:
+    from pipelines.placing import Placing
     from transforms.calibration import Calibration, Figures
-    from transforms.modelstore import ModelInfo
     from transforms.scoreshares import Shares
 
 NAMED = 5
@@ -87,7 +85,7 @@ def _share(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; gives the exit status: 0 written, 1 not, 2 bad usage."""
-    return run_main("calibrate", argv, parser, _run)
+    return run_main("calibrate", argv, parser(), _run)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -105,20 +103,20 @@ def _run(options: argparse.Namespace) -> int:
             edited(file.text, file.source, options.to)
         except EditError as error:
             raise UsageError(f"--to: {error}") from error
-        info = find_model(options)
+        placing = find_model(options)
     run = _guess if options.truth is None else _calibrate
-    return run(options, file, own, info)
+    return run(options, file, own, placing)
 
 
 def _calibrate(
-    options: argparse.Namespace, file: LabelText, own: frozenset[str], info: ModelInfo
+    options: argparse.Namespace, file: LabelText, own: frozenset[str], placing: Placing
 ) -> int:
     from transforms.calibration import calibrate
     from transforms.splitting import split
 
     with usage_errors():
-        items = read_labelled(options, file.label_set, info)
-        labels = place(options, file.label_set, info)
+        items = read_labelled(options, file.label_set, placing.info.model_id)
+        labels = placing.place(placing.resolve(file.label_set))
     fitted, checked = split(items.stated, options.held_out, options.seed)
     if not len(checked):
         refuse("calibrate", "no two items have the same labels: none can be held out")
@@ -175,14 +173,16 @@ def _calibrate(
 
 
 def _guess(
-    options: argparse.Namespace, file: LabelText, own: frozenset[str], info: ModelInfo
+    options: argparse.Namespace, file: LabelText, own: frozenset[str], placing: Placing
 ) -> int:
     from transforms.latest import latest_vectors
     from transforms.scoreshares import find_shares
 
     with usage_errors():
-        labels = place(options, file.label_set, info)
-    shares = find_shares(latest_vectors(options.output, info.model_id), labels, options.share)
+        labels = placing.place(placing.resolve(file.label_set))
+    shares = find_shares(
+        latest_vectors(options.output, placing.info.model_id), labels, options.share
+    )
     found = {
         key: threshold
         for key, threshold in zip(labels.ids, shares.thresholds, strict=True)

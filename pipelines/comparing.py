@@ -6,18 +6,22 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipelines import checks
 from pipelines.groups import UsageError
-from transforms.records import ModelSpec, ReadLimits
+from pipelines.placing import Placing, placing_of
 
 if TYPE_CHECKING:
     from transforms.answers import Answers
-    from transforms.decoding import ImageDecoder
     from transforms.labels import LabelSet
-    from transforms.modelstore import ModelInfo
     from transforms.truth import Truth
 
 FOLDERS = "folders"
-"""The truth that stands in the folders' names."""
+"""The truth that stands in the folders' names; as in `transforms.truth`, which waits for Arrow."""
+
+
+def truth_source(text: str) -> str:
+    """A table's URL, or `FOLDERS`."""
+    return text if text == FOLDERS else checks.url(text)
 
 
 def compared(
@@ -33,47 +37,49 @@ def compared(
     if options.truth != FOLDERS:
         # Before the model: a mistake in it is told at once.
         truth = read_truth(options.truth, label_set, unknown=options.unknown)
+    placing = None
     if options.predictions:
         model_id, label_set = _stored(options, label_set)
     else:
-        model_id, label_set = _scored(options, label_set)
+        placing = _scored(options)
+        model_id, label_set = placing.info.model_id, placing.resolve(label_set)
     if truth is None:
         uris = stored_uris(options.output, model_id)
         truth = read_truth(FOLDERS, label_set, uris, options.unknown)
-    answers = _answers(options, label_set, model_id, truth)
+    # Not before: this waits for Beam.
+    from transforms.answers import from_tables, from_vectors
+    from transforms.latest import latest_vectors
+
+    if placing is None:
+        answers = from_tables(options.output, label_set, model_id, truth.labels)
+    else:
+        vectors = latest_vectors(options.output, model_id, truth.labels)
+        answers = from_vectors(vectors, placing.place(label_set))
     if not answers.uris:
-        example = next(iter(stored_uris(options.output, model_id)), None)
-        has = "" if example is None else f", and the output {example}"
-        raise UsageError(
-            f"no item of {options.output} has truth: {options.truth} has "
-            f"{next(iter(truth.labels))}{has}"
-        )
+        raise without_truth(options, model_id, truth)
     return model_id, label_set, truth, answers
 
 
-def _answers(
-    options: argparse.Namespace, label_set: LabelSet, model_id: str, truth: Truth
-) -> Answers:
-    from transforms.answers import from_tables, from_vectors
+def without_truth(options: argparse.Namespace, model_id: str, truth: Truth) -> UsageError:
+    """That truth and output have no item in common, with one of each."""
+    from transforms.truth import stored_uris
 
-    if options.predictions:
-        return from_tables(options.output, label_set, model_id, truth.labels)
-    from transforms.examples import place_labels
-    from transforms.latest import latest_vectors
-
-    decode = _decoder(options, _described(options))
-    labels = place_labels(label_set, _spec(options), decode, limits_of(options))
-    return from_vectors(latest_vectors(options.output, model_id, truth.labels), labels)
+    example = next(iter(stored_uris(options.output, model_id)), None)
+    has = "" if example is None else f", and the output {example}"
+    return UsageError(
+        f"no item of {options.output} has truth: {options.truth} has "
+        f"{next(iter(truth.labels))}{has}"
+    )
 
 
 def _stored(options: argparse.Namespace, label_set: LabelSet) -> tuple[str, LabelSet]:
     """Which model's predictions of a label set there are."""
     from transforms.stored import stored_files
 
-    told = _described(options).model_id if options.model else None
+    told = placing_of(options, is_used=False).info.model_id if options.model else None
     if label_set.examples or label_set.adapter:
         # What is in the files that it names is part of the set's id.
-        label_set = _resolved(options, label_set, _described(options))
+        label_set = placing_of(options, is_used=False).resolve(label_set)
     files = list(stored_files(options.output, "predictions", label_set=label_set.label_set_id))
     models = sorted({file.model for file in files})
     what = f"predictions of {label_set.label_set_id}"
@@ -87,20 +93,16 @@ def _stored(options: argparse.Namespace, label_set: LabelSet) -> tuple[str, Labe
     return _one_of(models, told, what, options.output), label_set
 
 
-def _scored(options: argparse.Namespace, label_set: LabelSet) -> tuple[str, LabelSet]:
-    """Which model's vectors there are."""
-    from transforms.model import check_device
+def _scored(options: argparse.Namespace) -> Placing:
+    """The model whose vectors there are."""
     from transforms.stored import stored_files
 
     models = sorted({file.model for file in stored_files(options.output, "embeddings")})
     if options.model is None and len(models) > 1:
         _one_of(models, None, "embeddings", options.output)
-    info = _described(options)
-    _one_of(models, info.model_id, "embeddings", options.output)
-    check_device(_spec(options))
-    if label_set.examples or label_set.adapter:
-        label_set = _resolved(options, label_set, info)
-    return info.model_id, label_set
+    placing = placing_of(options)
+    _one_of(models, placing.info.model_id, "embeddings", options.output)
+    return placing
 
 
 def _one_of(models: Sequence[str], told: str | None, what: str, output: str) -> str:
@@ -116,35 +118,3 @@ def _one_of(models: Sequence[str], told: str | None, what: str, output: str) -> 
             + (f" of {told}; it has those of {', '.join(models)}: tell --model" if models else "")
         )
     return told
-
-
-def _spec(options: argparse.Namespace) -> ModelSpec:
-    return ModelSpec(options.model or "demo", options.pretrained, options.device)
-
-
-def _described(options: argparse.Namespace) -> ModelInfo:
-    from transforms.modelstore import describe_model
-
-    return describe_model(_spec(options))
-
-
-def limits_of(options: argparse.Namespace) -> ReadLimits:
-    """The flags of `add_limits`."""
-    return ReadLimits(
-        concurrency=options.read_concurrency,
-        deadline_s=options.read_deadline,
-        max_bytes=options.max_bytes,
-        max_chars=options.max_chars,
-    )
-
-
-def _decoder(options: argparse.Namespace, info: ModelInfo) -> ImageDecoder:
-    from transforms.decoding import ImageDecoder
-
-    return ImageDecoder(info.preprocess, options.max_pixels, options.background)
-
-
-def _resolved(options: argparse.Namespace, label_set: LabelSet, info: ModelInfo) -> LabelSet:
-    from transforms.examples import resolve
-
-    return resolve(label_set, _decoder(options, info), limits_of(options), info.model_id)

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines import checks
-from pipelines.groups import Parser, UsageError, add_limits, add_model, add_output
-from pipelines.placing import check_stored, placing_of, usage_errors
+from pipelines.analysing import main as run_main
+from pipelines.analysing import usage_errors
+from pipelines.groups import Parser, add_limits, add_model, add_output, add_printing
+from pipelines.placing import check_stored, placing_of
+from pipelines.terminal import as_is, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,68 +67,40 @@ def parser(prog: str = "beamtag diff") -> Parser:
         help="how many labels, moves and items are shown; as JSON, all labels (default: "
         "%(default)s)",
     )
-    group.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    group.add_argument(
-        "--json", action="store_true", help="print all as one JSON object, and nothing else"
-    )
+    add_printing(group)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; gives the exit status: 0 compared, 1 failed, 2 bad usage."""
-    try:
-        return _run(parser().parse_args(sys.argv[1:] if argv is None else argv))
-    except UsageError as error:
-        from pipelines.terminal import visible
-
-        for line in str(error).splitlines():
-            print(f"beamtag diff: error: {visible(line)}", file=sys.stderr)  # noqa: T201
-        return 2
+    return run_main("diff", argv, parser(), _run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Only now: a command line with a mistake in it does not wait for numpy and Arrow.
-    from pipelines.report import set_up_logging
     from transforms.labelfile import read_label_set
-    from transforms.storage import locate, use_storage_options
-    from transforms.storeerrors import describe
 
-    set_up_logging(quiet=True, local=True)
-    use_storage_options(options.storage_options)
-    try:
-        locate(options.output)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"--output={options.output}: {' '.join(str(error).split())}") from error
-    try:
-        with usage_errors():
-            old, new = read_label_set(options.old), read_label_set(options.new)
-            placing = placing_of(options)
-            check_stored(options.output, placing.info.model_id)
-            old, new = placing.resolve(old), placing.resolve(new)
-            labels = placing.place(old), placing.place(new)
-        # Not before: this waits for Beam.
-        from transforms.labeldiff import compare
-        from transforms.labelpairs import pair_labels
-        from transforms.latest import latest_vectors
+    with usage_errors():
+        old, new = read_label_set(options.old), read_label_set(options.new)
+        placing = placing_of(options)
+        check_stored(options.output, placing.info.model_id)
+        old, new = placing.resolve(old), placing.resolve(new)
+        labels = placing.place(old), placing.place(new)
+    # Not before: this waits for Beam.
+    from transforms.labeldiff import compare
+    from transforms.labelpairs import pair_labels
+    from transforms.latest import latest_vectors
 
-        items = latest_vectors(options.output, placing.info.model_id, sample=options.sample)
-        found = compare(items, *labels, pair_labels(old, new), options.top)
-        heading = {
-            "output": options.output,
-            "model_id": placing.info.model_id,
-            "old": {"file": options.old, "label_set_id": old.label_set_id},
-            "new": {"file": options.new, "label_set_id": new.label_set_id},
-            "activations": sorted({old.activation, new.activation}),
-            "sample": options.sample,
-        }
-        _print(found, heading, options)
-    except UsageError:
-        raise
-    # Any store's client, any error of its own.
-    except Exception as error:
-        said = " ".join(describe(error).split())
-        print(f"beamtag diff: failed: {said}", file=sys.stderr)  # noqa: T201
-        return 1
+    items = latest_vectors(options.output, placing.info.model_id, sample=options.sample)
+    found = compare(items, *labels, pair_labels(old, new), options.top)
+    heading = {
+        "output": options.output,
+        "model_id": placing.info.model_id,
+        "old": {"file": options.old, "label_set_id": old.label_set_id},
+        "new": {"file": options.new, "label_set_id": new.label_set_id},
+        "activations": sorted({old.activation, new.activation}),
+        "sample": options.sample,
+    }
+    _print(found, heading, options)
     return 0
 
 
@@ -140,8 +115,6 @@ def _print(found: Difference, heading: dict[str, Any], options: argparse.Namespa
 
 
 def _summarize(found: Difference, heading: dict[str, Any], top: int, console: Console) -> None:
-    from pipelines.terminal import as_is
-
     for text in _about(found, heading):
         console.print(as_is(text), soft_wrap=True)
     _show_labels([label for label in found.labels if label.size], top, console)
@@ -184,8 +157,6 @@ def _about(found: Difference, heading: dict[str, Any]) -> list[str]:
 
 
 def _show_labels(changed: Sequence[LabelChange], top: int, console: Console) -> None:
-    from pipelines.terminal import as_is, table
-
     if not changed:
         return
     more = f" ({top} of {len(changed):,})" if len(changed) > top else ""
@@ -203,8 +174,6 @@ def _show_labels(changed: Sequence[LabelChange], top: int, console: Console) -> 
 
 
 def _show_moves(found: Difference, console: Console) -> None:
-    from pipelines.terminal import as_is, table
-
     if not found.moves:
         return
     console.print("\n[bold]Where best tags move[/bold], the most frequent first")
@@ -215,8 +184,6 @@ def _show_moves(found: Difference, console: Console) -> None:
 
 
 def _show_items(found: Difference, console: Console) -> None:
-    from pipelines.terminal import as_is
-
     if not found.items_most_changed:
         return
     console.print("\n[bold]Items whose scores change most[/bold]")
@@ -227,8 +194,6 @@ def _show_items(found: Difference, console: Console) -> None:
 
 
 def _tags(when: str, tags: Sequence[Tag]) -> Text:
-    from pipelines.terminal import as_is
-
     told = ", ".join(f"{tag.label} {tag.score:.2f}" for tag in tags) or "no tag"
     return as_is(f"  {when}  {told}")
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipelines import checks
-from pipelines.comparing import FOLDERS, compared, limits_of
+from pipelines.analysing import main as run_main
+from pipelines.analysing import usage_errors
+from pipelines.comparing import compared, truth_source
 from pipelines.groups import (
     Parser,
     UsageError,
@@ -19,13 +20,14 @@ from pipelines.groups import (
     add_limits,
     add_model,
     add_output,
+    add_printing,
     add_tags,
+    limits_of,
 )
+from pipelines.terminal import as_is, table
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     from transforms.evaluation import Evaluation
     from transforms.reportpage import Heading
@@ -59,7 +61,7 @@ def parser(prog: str = "beamtag evaluate") -> Parser:
     group.add_argument(
         "--truth",
         required=True,
-        type=_truth,
+        type=truth_source,
         metavar="FILE",
         help="what the items are: CSV or Parquet of uri,label, or `folders` (a file of that name: "
         "./folders)",
@@ -88,15 +90,8 @@ def parser(prog: str = "beamtag evaluate") -> Parser:
         metavar="FILE",
         help="write a page with plots and the worst mistakes as pictures",
     )
-    group.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    group.add_argument(
-        "--json", action="store_true", help="print all as one JSON object, and nothing else"
-    )
+    add_printing(group)
     return parser
-
-
-def _truth(text: str) -> str:
-    return text if text == FOLDERS else checks.url(text)
 
 
 def _page(text: str) -> str:
@@ -108,73 +103,37 @@ def _page(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; gives the exit status: 0 compared, 1 failed, 2 bad usage."""
-    try:
-        return _run(_options(sys.argv[1:] if argv is None else argv))
-    except UsageError as error:
-        for line in str(error).splitlines():
-            print(f"beamtag evaluate: error: {_visible(line)}", file=sys.stderr)  # noqa: T201
-        return 2
-
-
-def _options(argv: Sequence[str]) -> argparse.Namespace:
     # None, rather than the default, where it is not told: predictions tell their model.
-    return parser().parse_args(argv, argparse.Namespace(model=None))
+    return run_main("evaluate", argv, parser(), _run, argparse.Namespace(model=None))
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Only now: a command line with a mistake in it does not wait for numpy and Arrow.
     from pipelines.options import read_label_sets
-    from pipelines.report import set_up_logging
     from transforms.evaluation import evaluate
     from transforms.reportpage import Heading
-    from transforms.storage import locate
-    from transforms.storeerrors import describe
+    from transforms.truth import UnknownLabelError
 
-    set_up_logging(quiet=True, local=True)
     label_sets = read_label_sets(options)
     if len(label_sets) > 1:
         raise UsageError("one label set at a time: --labels is given several times")
     try:
-        locate(options.output)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"--output={options.output}: {' '.join(str(error).split())}") from error
-    try:
-        with _usage_errors():
+        with usage_errors():
             model_id, label_set, truth, answers = compared(options, label_sets[0])
-        found = evaluate(answers, truth, label_set)
-        what = (
-            "predictions as stored, ranked tags only,"
-            if options.predictions
-            else "stored vectors scored again"
-        )
-        heading = Heading(label_set.label_set_id, model_id, options.output, options.truth, what)
-        if options.html:
-            _write_page(found, heading, options)
-        _print(found, heading, options)
-    except UsageError:
-        raise
-    # Any store's client, any error of its own.
-    except Exception as error:
-        said = " ".join(describe(error).split())
-        print(f"beamtag evaluate: failed: {said}", file=sys.stderr)  # noqa: T201
-        return 1
-    return 0
-
-
-@contextlib.contextmanager
-def _usage_errors() -> Iterator[None]:
-    """What a model, a label file or a truth has against it is told as bad usage."""
-    from transforms.adapters import AdapterError
-    from transforms.labelfile import LabelFileError
-    from transforms.modelstore import ModelError
-    from transforms.truth import TruthError, UnknownLabelError
-
-    try:
-        yield
-    except UnknownLabelError as error:
+    except UsageError as error:
+        if not isinstance(error.__cause__, UnknownLabelError):
+            raise
         raise UsageError(f"{error} (--unknown=ignore leaves it out)") from error
-    except (AdapterError, LabelFileError, ModelError, TruthError) as error:
-        raise UsageError(str(error)) from error
+    found = evaluate(answers, truth, label_set)
+    what = (
+        "predictions as stored, ranked tags only,"
+        if options.predictions
+        else "stored vectors scored again"
+    )
+    heading = Heading(label_set.label_set_id, model_id, options.output, options.truth, what)
+    if options.html:
+        _write_page(found, heading, options)
+    _print(found, heading, options)
+    return 0
 
 
 def _write_page(found: Evaluation, heading: Heading, options: argparse.Namespace) -> None:
@@ -203,10 +162,11 @@ def _summarize(found: Evaluation, heading: Heading, console: Console) -> None:
     from transforms.reportpage import coverage, figures, worst_first
     from transforms.reportplots import share
 
-    console.print(_text(f"{heading.label_set_id}, {heading.answers}, of {heading.model_id}"))
-    console.print(_text(coverage(found)), soft_wrap=True)
+    console.print(as_is(f"{heading.label_set_id}, {heading.answers}, of {heading.model_id}"))
+    console.print(as_is(coverage(found)), soft_wrap=True)
     console.print()
-    told = _table()
+    told = table("", "")
+    told.show_header = False
     for name, value in figures(found):
         told.add_row(name, share(value))
     if found.calibration_error is not None:
@@ -216,49 +176,28 @@ def _summarize(found: Evaluation, heading: Heading, console: Console) -> None:
     rows = worst_first(found.labels)
     more = f", {LABELS_SHOWN} of {len(rows)}" if len(rows) > LABELS_SHOWN else ""
     console.print(f"\n[bold]Labels[/bold] (tags, least F1 first{more})")
-    labels = _table("label", "items", "tagged", "precision", "recall", "F1", "AP")
+    labels = table("label", "items", "tagged", "precision", "recall", "F1", "AP")
     for row in rows[:LABELS_SHOWN]:
         figures_of = (row.precision, row.recall, row.f1, row.average_precision)
         labels.add_row(
-            _text(row.path), f"{row.items:,}", f"{row.tagged:,}", *map(share, figures_of)
+            as_is(row.path), f"{row.items:,}", f"{row.tagged:,}", *map(share, figures_of)
         )
     console.print(labels)
 
     if found.confusion:
         console.print("\n[bold]Taken for others[/bold]")
-        pairs = _table("is", "taken for", "items", words=2)
+        pairs = table("is", "taken for", "items", words=2)
         for pair in found.confusion[:PAIRS_SHOWN]:
-            pairs.add_row(_text(pair.truth), _text(pair.best or "(no tag)"), f"{pair.items:,}")
+            pairs.add_row(as_is(pair.truth), as_is(pair.best or "(no tag)"), f"{pair.items:,}")
         console.print(pairs)
     if found.worst:
         console.print("\n[bold]The worst mistakes[/bold]")
-        worst = _table("taken for", "score", "is", "item", words=4)
+        worst = table("taken for", "score", "is", "item", words=4)
         for mistake in found.worst[:WORST_SHOWN]:
-            is_ = _text(", ".join(mistake.truth))
-            uri = _text(mistake.uri)
-            worst.add_row(_text(mistake.best), f"{mistake.score:.2f}", is_, uri)
+            is_ = as_is(", ".join(mistake.truth))
+            uri = as_is(mistake.uri)
+            worst.add_row(as_is(mistake.best), f"{mistake.score:.2f}", is_, uri)
         console.print(worst)
-
-
-def _text(text: str) -> Text:
-    """Text for a terminal, as it is: no markup, no commands."""
-    from rich.text import Text
-
-    return Text(_visible(text), overflow="fold")
-
-
-def _visible(text: str) -> str:
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-def _table(*head: str, words: int = 1) -> Table:
-    """A table without lines, all but the first columns numbers."""
-    from rich.table import Table
-
-    table = Table(show_header=bool(head), box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for place, name in enumerate(head or ("", "")):
-        table.add_column(name, justify="left" if place < words else "right")
-    return table
 
 
 if __name__ == "__main__":

@@ -152,6 +152,24 @@ def add_limits(group: _ActionsContainer) -> None:
     )
 
 
+def limits_of(options: argparse.Namespace) -> ReadLimits:
+    """The flags of `add_limits`."""
+    return ReadLimits(
+        concurrency=options.read_concurrency,
+        deadline_s=options.read_deadline,
+        max_bytes=options.max_bytes,
+        max_chars=options.max_chars,
+    )
+
+
+def add_printing(group: _ActionsContainer) -> None:
+    """What a job that writes no tables prints."""
+    group.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    group.add_argument(
+        "--json", action="store_true", help="print all as one JSON object, and nothing else"
+    )
+
+
 def add_running(parser: argparse.ArgumentParser) -> None:
     """How a job that writes runs, and what it prints."""
     group = parser.add_argument_group("running")

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines import checks
-from pipelines.comparing import FOLDERS, limits_of
-from pipelines.groups import Parser, UsageError, add_limits, add_model, add_output
+from pipelines import analysing, checks
+from pipelines.analysing import located
+from pipelines.comparing import FOLDERS, truth_source, without_truth
+from pipelines.groups import (
+    Parser,
+    UsageError,
+    add_limits,
+    add_model,
+    add_output,
+    add_printing,
+)
+from pipelines.placing import Placing, check_stored, placing_of
 from transforms.labels import IMAGENET, builtin_label_sets, builtin_label_text
-from transforms.records import ModelSpec
 
 if TYPE_CHECKING:
     from transforms.labels import LabelSet
-    from transforms.modelstore import ModelInfo
-    from transforms.records import LabelVectors
     from transforms.splitting import Labelled
 
 
@@ -45,7 +49,7 @@ def add_subject(parser: Parser, to: str, to_help: str, *, truth_required: bool) 
     group.add_argument(
         "--truth",
         required=truth_required,
-        type=_truth,
+        type=truth_source,
         metavar="FILE",
         help="what some items are: CSV or Parquet of uri,label, or `folders` for the names of the "
         "folders that they are in",
@@ -87,15 +91,7 @@ def add_rest(parser: Parser) -> None:
     """The model, example pictures, and what is printed."""
     add_model(parser)
     add_limits(parser.add_argument_group("example pictures of labels"))
-    group = parser.add_argument_group("what is printed")
-    group.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    group.add_argument(
-        "--json", action="store_true", help="print all as one JSON object, and nothing else"
-    )
-
-
-def _truth(text: str) -> str:
-    return text if text == FOLDERS else checks.url(text)
+    add_printing(parser.add_argument_group("what is printed"))
 
 
 def _part(text: str) -> float:
@@ -108,67 +104,18 @@ def _part(text: str) -> float:
 def main(
     job: str,
     argv: Sequence[str] | None,
-    parser: Callable[[], Parser],
+    parser: Parser,
     run: Callable[[argparse.Namespace], int],
 ) -> int:
-    """Run a job that tells its mistakes in a line each; gives the exit status."""
-    try:
-        options = parser().parse_args(sys.argv[1:] if argv is None else argv)
-        return _run(job, options, run)
-    except UsageError as error:
-        for line in str(error).splitlines():
-            print(f"beamtag {job}: error: {visible(line)}", file=sys.stderr)  # noqa: T201
-        return 2
+    """Run a job that writes `--to`, which must not be there yet; gives the exit status."""
 
-
-def _run(job: str, options: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
-    # Only now: a command line with a mistake in it does not wait for fsspec and Arrow.
-    from pipelines.report import set_up_logging
-    from transforms.storage import locate, use_storage_options
-    from transforms.storeerrors import describe
-
-    set_up_logging(quiet=True, local=True)
-    use_storage_options(options.storage_options)
-    try:
-        for flag in ("output", "to"):
-            url = getattr(options, flag)
-            try:
-                filesystem, path = locate(url)
-            except (ImportError, ValueError) as error:
-                raise UsageError(f"--{flag}={url}: {' '.join(str(error).split())}") from error
+    def checked(options: argparse.Namespace) -> int:
+        filesystem, path = located("to", options.to)
         if not options.overwrite and filesystem.exists(path):
             raise UsageError(f"--to={options.to} is there already (--overwrite writes over it)")
         return run(options)
-    except UsageError:
-        raise
-    # Any store's client, any error of its own.
-    except Exception as error:
-        refuse(job, describe(error))
-        return 1
 
-
-def refuse(job: str, why: str) -> None:
-    """Say in one line that nothing was written, and why."""
-    print(f"beamtag {job}: failed: {visible(' '.join(why.split()))}", file=sys.stderr)  # noqa: T201
-
-
-def visible(text: str) -> str:
-    """The text, what cannot be seen of it shown by its escapes."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-@contextlib.contextmanager
-def usage_errors() -> Iterator[None]:
-    """What a model, a label file or a truth has against it is told as bad usage."""
-    from transforms.adapters import AdapterError
-    from transforms.labelfile import LabelFileError
-    from transforms.modelstore import ModelError
-    from transforms.truth import TruthError
-
-    try:
-        yield
-    except (AdapterError, LabelFileError, ModelError, TruthError) as error:
-        raise UsageError(str(error)) from error
+    return analysing.main(job, argv, parser, checked)
 
 
 def read_labels(source: str) -> LabelText:
@@ -185,57 +132,24 @@ def read_labels(source: str) -> LabelText:
     return LabelText(source, text, parse_label_set(text, source))
 
 
-def find_model(options: argparse.Namespace) -> ModelInfo:
+def find_model(options: argparse.Namespace) -> Placing:
     """The model, whose vectors there must be. Raises `UsageError` and `ModelError`."""
-    from transforms.model import check_device
-    from transforms.modelstore import describe_model
-    from transforms.stored import stored_files
-
-    info = describe_model(model_spec(options))
-    check_device(model_spec(options))
-    has = sorted({file.model for file in stored_files(options.output, "embeddings")})
-    if info.model_id not in has:
-        others = f"; it has those of {', '.join(has)}: tell --model" if has else ""
-        raise UsageError(f"{options.output} has no embeddings of {info.model_id}{others}")
-    return info
+    placing = placing_of(options)
+    check_stored(options.output, placing.info.model_id)
+    return placing
 
 
-def model_spec(options: argparse.Namespace) -> ModelSpec:
-    """The flags of `add_model`."""
-    return ModelSpec(options.model, options.pretrained, options.device)
-
-
-def place(options: argparse.Namespace, label_set: LabelSet, info: ModelInfo) -> LabelVectors:
-    """A label set, and what the files that it names hold, in the model's space.
-
-    Raises what `resolve` and `place_labels` raise.
-    """
-    from transforms.decoding import ImageDecoder
-    from transforms.examples import place_labels, resolve
-
-    limits = limits_of(options)
-    decode = ImageDecoder(info.preprocess, options.max_pixels, options.background)
-    if label_set.examples or label_set.adapter:
-        label_set = resolve(label_set, decode, limits, info.model_id)
-    return place_labels(label_set, model_spec(options), decode, limits)
-
-
-def read_labelled(options: argparse.Namespace, label_set: LabelSet, info: ModelInfo) -> Labelled:
+def read_labelled(options: argparse.Namespace, label_set: LabelSet, model_id: str) -> Labelled:
     """The vectors of the items with truth. Raises `UsageError`, `TruthError`, and a store's."""
     from transforms.latest import collect, latest_vectors
     from transforms.splitting import Labelled
     from transforms.truth import read_truth, stored_uris
 
-    uris = stored_uris(options.output, info.model_id) if options.truth == FOLDERS else ()
+    uris = stored_uris(options.output, model_id) if options.truth == FOLDERS else ()
     truth = read_truth(options.truth, label_set, uris, options.unknown)
-    found = collect(latest_vectors(options.output, info.model_id, truth.labels))
+    found = collect(latest_vectors(options.output, model_id, truth.labels))
     if not found.uris:
-        example = next(iter(stored_uris(options.output, info.model_id)), None)
-        has = "" if example is None else f", and the output {example}"
-        raise UsageError(
-            f"no item of {options.output} has truth: {options.truth} has "
-            f"{next(iter(truth.labels))}{has}"
-        )
+        raise without_truth(options, model_id, truth)
     # In an order of their own: how the output is parted into files says nothing of them.
     order = sorted(range(len(found.uris)), key=found.uris.__getitem__)
     return Labelled(

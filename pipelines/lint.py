@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines import checks
+from pipelines.analysing import main as run_main
+from pipelines.analysing import usage_errors
 from pipelines.groups import Parser, UsageError, add_limits, add_model, add_output
-from pipelines.placing import check_stored, placing_of, usage_errors
+from pipelines.placing import check_stored, placing_of
+from pipelines.terminal import visible
 
 if TYPE_CHECKING:
     from transforms.labellines import LabelLines
@@ -74,34 +77,16 @@ def parser(prog: str = "beamtag lint") -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; gives the exit status: 0 nothing found, 1 something or failed, 2 bad usage."""
-    try:
-        return _run(parser().parse_args(sys.argv[1:] if argv is None else argv))
-    except UsageError as error:
-        from pipelines.terminal import visible
-
-        for line in str(error).splitlines():
-            print(f"beamtag lint: error: {visible(line)}", file=sys.stderr)  # noqa: T201
-        return 2
+    return run_main("lint", argv, parser(), _run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Only now: a command line with a mistake in it does not wait for numpy and Arrow.
-    from pipelines.report import set_up_logging
     from transforms.labelfile import LabelFileError, read_label_lines
     from transforms.linting import in_order, mistakes_found
-    from transforms.storage import locate, use_storage_options
-    from transforms.storeerrors import describe
 
     if options.sample is not None and options.output is None:
         raise UsageError("--sample is about --output, which is not given")
-    set_up_logging(quiet=True, local=True)
-    use_storage_options(options.storage_options)
     heading: dict[str, Any] = {"file": options.file}
-    try:
-        if options.output is not None:
-            locate(options.output)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"--output={options.output}: {' '.join(str(error).split())}") from error
     try:
         label_set, lines = read_label_lines(options.file)
     except LabelFileError as error:
@@ -110,16 +95,7 @@ def _run(options: argparse.Namespace) -> int:
         if not any(finding.has_line for finding in findings):
             raise UsageError(str(error)) from error
         return _report(findings, heading, options)
-    try:
-        findings = _findings(label_set, lines, heading, options)
-        return _report(in_order(findings), heading, options)
-    except UsageError:
-        raise
-    # Any store's client, any error of its own.
-    except Exception as error:
-        said = " ".join(describe(error).split())
-        print(f"beamtag lint: failed: {said}", file=sys.stderr)  # noqa: T201
-        return 1
+    return _report(in_order(_findings(label_set, lines, heading, options)), heading, options)
 
 
 def _findings(
@@ -168,8 +144,6 @@ def _findings(
 
 def _report(findings: Sequence[Finding], heading: dict[str, Any], options: Any) -> int:
     """Print what is found; gives the exit status."""
-    from pipelines.terminal import visible
-
     errors = sum(finding.is_error for finding in findings)
     warnings = len(findings) - errors
     if options.json:

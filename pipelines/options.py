@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.flags import tag_parser
-from pipelines.groups import UsageError
+from pipelines.groups import UsageError, limits_of
 from transforms.accounting import MaxFailures
 from transforms.labelfile import LabelFileError, read_label_set
 from transforms.labels import LabelSet
@@ -103,12 +103,7 @@ def shared(
             carry=carry,
         ),
         "model": ModelSpec(options.model, options.pretrained, options.device, precision),
-        "limits": ReadLimits(
-            concurrency=options.read_concurrency,
-            deadline_s=options.read_deadline,
-            max_bytes=options.max_bytes,
-            max_chars=options.max_chars,
-        ),
+        "limits": limits_of(options),
         "max_pixels": options.max_pixels,
         "background": options.background,
         "take_over": options.take_over,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.groups import UsageError
+from pipelines.groups import UsageError, limits_of
 from transforms.records import ModelSpec, ReadLimits
 
 if TYPE_CHECKING:
@@ -49,27 +47,25 @@ class Placing:
         return shared_text_model(self.spec)
 
 
-def placing_of(options: argparse.Namespace) -> Placing:
-    """What the flags of `add_model` and `add_limits` tell. Raises `ModelError`."""
+def placing_of(options: argparse.Namespace, *, is_used: bool = True) -> Placing:
+    """What the flags of `add_model` and `add_limits` tell, by default the demo model.
+
+    Raises `ModelError`, also for an absent device unless the model is only asked for its name.
+    """
     from transforms.decoding import ImageDecoder
     from transforms.model import check_device
-    from transforms.modelstore import describe_model
+    from transforms.modelstore import DEMO_MODEL, describe_model
 
-    spec = ModelSpec(options.model, options.pretrained, options.device)
+    spec = ModelSpec(options.model or DEMO_MODEL, options.pretrained, options.device)
     info = describe_model(spec)
-    check_device(spec)
-    limits = ReadLimits(
-        concurrency=options.read_concurrency,
-        deadline_s=options.read_deadline,
-        max_bytes=options.max_bytes,
-        max_chars=options.max_chars,
-    )
+    if is_used:
+        check_device(spec)
     decode = ImageDecoder(info.preprocess, options.max_pixels, options.background)
-    return Placing(spec, info, decode, limits)
+    return Placing(spec, info, decode, limits_of(options))
 
 
-def check_stored(output: str, model_id: str) -> None:
-    """Raise `UsageError` where an output has no vectors of a model."""
+def check_stored(output: str, model_id: str, hint: str = ": tell --model") -> None:
+    """Raise `UsageError` where an output has no vectors of a model; the `hint` is for others'."""
     from transforms.stored import stored_files
 
     if any(True for _ in stored_files(output, "embeddings", model=model_id)):
@@ -77,18 +73,5 @@ def check_stored(output: str, model_id: str) -> None:
     has = sorted({file.model for file in stored_files(output, "embeddings")})
     raise UsageError(
         f"{output} has no embeddings of {model_id}"
-        + (f"; it has those of {', '.join(has)}: tell --model" if has else "")
+        + (f"; it has those of {', '.join(has)}{hint}" if has else "")
     )
-
-
-@contextlib.contextmanager
-def usage_errors() -> Iterator[None]:
-    """What a model or a label file has against it is told as bad usage."""
-    from transforms.adapters import AdapterError
-    from transforms.labelfile import LabelFileError
-    from transforms.modelstore import ModelError
-
-    try:
-        yield
-    except (AdapterError, LabelFileError, ModelError) as error:
-        raise UsageError(str(error)) from error

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.groups import (
     Parser,
-    UsageError,
     add_labels,
     add_limits,
     add_model,
@@ -18,6 +17,7 @@ from pipelines.groups import (
     add_tags,
 )
 from pipelines.options import JobSpec, refuse_stray, shared
+from pipelines.placing import check_stored
 from pipelines.running import main as run_main
 from pipelines.running import record_header, resolved, run_graph
 
@@ -85,16 +85,10 @@ def run(spec: RescoreSpec) -> int:
     """
     from transforms.model import check_device
     from transforms.modelstore import describe_model
-    from transforms.stored import stored_files
 
     model = describe_model(spec.model)
     check_device(spec.model)
-    if not any(True for _ in stored_files(spec.run.output, "embeddings", model=model.model_id)):
-        has = sorted({file.model for file in stored_files(spec.run.output, "embeddings")})
-        raise UsageError(
-            f"{spec.run.output} has no embeddings of {model.model_id}"
-            + (f"; it has those of {', '.join(has)}" if has else "")
-        )
+    check_stored(spec.run.output, model.model_id, hint="")
     spec = resolved(spec, model)
     header = {**record_header(spec, model, ("again",)), "inputs": []}
     return run_graph("rescore", spec, header, partial(_build, spec, model, header))

@@ -11,7 +11,7 @@ from pipelines import options
 from pipelines.groups import UsageError
 from pipelines.options import TagSpec
 from pipelines.running import main as run_main
-from pipelines.running import one_line, record_header, resolved, run_graph
+from pipelines.running import record_header, resolved, run_graph
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -80,9 +80,7 @@ def _prune(spec: TagSpec, record_url: str) -> None:
 
 
 def _check_inputs(spec: TagSpec) -> None:
-    from transforms.listing import input_exists, list_inputs
-    from transforms.manifestrows import ManifestError
-    from transforms.manifests import check_manifest
+    from pipelines.inputs import check_inputs
     from transforms.schemas import RESERVED
 
     if spec.prune:
@@ -94,26 +92,7 @@ def _check_inputs(spec: TagSpec) -> None:
             raise UsageError(str(error)) from error
     if taken := RESERVED.intersection(spec.run.carry):
         raise UsageError(f"--carry: the tables have a column {min(taken)} of their own")
-    for given in spec.inputs:
-        try:
-            exists = input_exists(given.url)
-        # Any store's client, any error of its own; without its package there is none.
-        except Exception as error:
-            raise _unseen(given.url, error) from error
-        if not exists:
-            raise UsageError(f"--input={given.url} does not exist")
-        if given.kind == "manifest":
-            try:
-                for ref in list_inputs([given], "manifest", None, spec.storage_options):
-                    check_manifest(ref.uri, spec.run.carry)
-            except ManifestError as error:
-                raise UsageError(str(error)) from error
-            except Exception as error:  # as above
-                raise _unseen(given.url, error) from error
-
-
-def _unseen(url: str, error: Exception) -> UsageError:
-    return UsageError(f"cannot look at --input={url}: {one_line(error)}")
+    check_inputs(spec.inputs, spec.run.carry)
 
 
 def _masked(url: str) -> str:

@@ -10,7 +10,9 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from pipelines import checks
+from pipelines.analysing import main as run_main
 from pipelines.groups import Parser, UsageError, add_output
+from pipelines.terminal import visible
 from transforms.names import kind_of
 from transforms.records import Input, InputKind, MediaRef, Selection
 
@@ -93,39 +95,15 @@ def parser(prog: str = "beamtag verify") -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; gives the exit status: 0 nothing wrong, 1 something, 2 bad usage."""
-    try:
-        options = parser().parse_args(sys.argv[1:] if argv is None else argv)
-        return _run(options)
-    except UsageError as error:
-        print(f"beamtag verify: error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+    return run_main("verify", argv, parser(), _run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Only now: a command line with a mistake in it does not wait for fsspec and Arrow.
-    from pipelines.report import set_up_logging
     from transforms.auditing import Audit
-    from transforms.storage import locate, use_storage_options
-    from transforms.storeerrors import describe
 
-    set_up_logging(quiet=True, local=True)
-    use_storage_options(options.storage_options)
     inputs = _inputs(options)
-    try:
-        locate(options.output)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"--output={options.output}: {' '.join(str(error).split())}") from error
-    try:
-        audit = Audit(options.output)
-        findings = _findings(audit, inputs, options)
-        return _report(audit, findings, options)
-    except UsageError:
-        raise
-    # Any store's client, any error of its own.
-    except Exception as error:
-        said = " ".join(describe(error).split())
-        print(f"beamtag verify: failed: {said}", file=sys.stderr)  # noqa: T201
-        return 1
+    audit = Audit(options.output)
+    return _report(audit, _findings(audit, inputs, options), options)
 
 
 def _inputs(options: argparse.Namespace) -> tuple[Input, ...]:
@@ -134,32 +112,12 @@ def _inputs(options: argparse.Namespace) -> tuple[Input, ...]:
             if getattr(options, flag) is not None:
                 raise UsageError(f"--{flag} is about --input, which is not given")
         return ()
+    from pipelines.inputs import check_inputs
+
     told = options.input_format if options.input_format != "auto" else None
     inputs = tuple(Input(url, told or kind_of(url)) for url in dict.fromkeys(options.input))
-    _check_inputs(inputs)
+    check_inputs(inputs)
     return inputs
-
-
-def _check_inputs(inputs: Sequence[Input]) -> None:
-    from transforms.listing import input_exists, list_media
-    from transforms.manifestrows import ManifestError
-    from transforms.manifests import check_manifest
-
-    for given in inputs:
-        try:
-            if not input_exists(given.url):
-                raise UsageError(f"--input={given.url} does not exist")
-            if given.kind == "manifest":
-                for ref in list_media(given.url, "manifest"):
-                    check_manifest(ref.uri, ())
-        except ManifestError as error:
-            raise UsageError(str(error)) from error
-        except UsageError:
-            raise
-        # Any store's client, any error of its own; without its package there is none.
-        except Exception as error:
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UsageError(f"cannot look at --input={given.url}: {said}") from error
 
 
 def _findings(
@@ -235,7 +193,7 @@ def _report(audit: Audit, findings: Iterator[Finding], options: argparse.Namespa
         if options.json:
             told.append({"kind": finding.kind, "url": finding.url, "message": finding.message})
         else:
-            print(_one_line(f"{finding.kind}: {finding.url}: {finding.message}"))  # noqa: T201
+            print(visible(f"{finding.kind}: {finding.url}: {finding.message}"))  # noqa: T201
     counts = {"files": audit.files, "rows": audit.rows, "items": audit.items}
     if options.json:
         record = {"output": options.output, **counts, "findings": told, "notes": audit.notes}
@@ -243,15 +201,10 @@ def _report(audit: Audit, findings: Iterator[Finding], options: argparse.Namespa
         sys.stdout.write("\n")
     elif not options.quiet:
         for note in audit.notes:
-            print(_one_line(f"note: {note}"))  # noqa: T201
+            print(visible(f"note: {note}"))  # noqa: T201
         said = [count(many, name[:-1]) for name, many in {**counts, "findings": number}.items()]
         print(", ".join(said))  # noqa: T201
     return 1 if number else 0
-
-
-def _one_line(text: str) -> str:
-    """The text, what cannot be seen of it shown by its escapes."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 if __name__ == "__main__":

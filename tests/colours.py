@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
-from conftest import encoded
+from conftest import Done, encoded
 from PIL import Image
 
 from pipelines import tag
@@ -79,19 +78,6 @@ def make_output(root: Path, model: Path) -> Path:
     (root / "tags.csv").write_text("\n".join(["uri,label", *best]) + "\n")
     shutil.rmtree(root / "pictures")
     return root
-
-
-class Done(NamedTuple):
-    """A job that has ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def told(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(self.out)
-        return told
 
 
 Run = Callable[..., Done]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.dataset as ds
@@ -79,6 +79,20 @@ class Outcome:
         # Not by name: two runs may begin in one second.
         records = [json.loads(path.read_text()) for path in (self.output / "runs").iterdir()]
         return max(records, key=lambda record: str(record["started_at"]))
+
+
+class Done(NamedTuple):
+    """A job of the command line that has ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What `--json` printed."""
+        told: dict[str, Any] = json.loads(self.out)
+        return told
 
 
 Job = Callable[..., Outcome]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from conftest import Job, Outcome, write_pictures
+from conftest import Done, Job, Outcome, write_pictures
 
 from pipelines import cli, diff
 
@@ -31,19 +31,13 @@ top_k: 2
 """
 
 
-class Diffed(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def diffed(vit: Path, capfd: pytest.CaptureFixture[str]):
-    def run(*arguments: object, model: str | None = None) -> Diffed:
+    def run(*arguments: object, model: str | None = None) -> Done:
         capfd.readouterr()
         status = diff.main([*map(str, arguments), f"--model={model or f'local-dir:{vit}'}"])
         printed = capfd.readouterr()
-        return Diffed(status, printed.out, printed.err)
+        return Done(status, printed.out, printed.err)
 
     return run
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
-import json
 import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from checkpoints import make_checkpoint
-from conftest import LABELS, encoded, picture
+from conftest import LABELS, Done, encoded, picture
 
 from pipelines import evaluate, tag
 from transforms.answers import from_tables, from_vectors
@@ -38,17 +38,6 @@ ANIMALS = """\
 name: living
 labels: [{name: dog, parent: animal}, {name: cat, parent: animal}, animal, {name: <b>&"tree"}]
 """
-
-
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def told(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(self.out)
-        return told
 
 
 @pytest.fixture(scope="module")
@@ -333,10 +322,11 @@ def test_bad_usage_is_one_line_and_nothing_is_printed(run, stored, two_models, t
 
 def several(stored: Path, *arguments: str) -> str:
     """What is said where no model is told."""
+    flags = [f"--labels={stored}/things.yaml", "--truth=folders", *arguments]
+    # As `main` has it: no model is told.
+    options = evaluate.parser().parse_args(flags, argparse.Namespace(model=None))
     with pytest.raises(evaluate.UsageError) as error:
-        evaluate._run(
-            evaluate._options([f"--labels={stored}/things.yaml", "--truth=folders", *arguments])
-        )
+        evaluate._run(options)
     return str(error.value)
 
 

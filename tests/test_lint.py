@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-from conftest import Job, write_pictures
+from conftest import Done, Job, write_pictures
 
 from pipelines import lint
 
@@ -22,16 +20,7 @@ labels:
 CUT = "a dog that runs and runs and runs over a very green and very wide meadow"
 
 
-class Linted(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def told(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(self.out)
-        return told
-
+class Linted(Done):
     @property
     def found(self) -> set[tuple[int, str]]:
         return {(each["line"], each["kind"]) for each in self.told["findings"]}
