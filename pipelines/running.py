@@ -52,10 +52,13 @@ def main(
     try:
         spec = parse(sys.argv[1:] if argv is None else argv)
         report.set_up_logging(quiet=spec.quiet or spec.json, local=spec.is_local)
-        if spec.is_local:
-            _refuse_unknown(job, spec.beam_args)
         # Only now: a command line with a mistake in it does not wait for torch and Beam.
+        from transforms.lightimports import import_beam
         from transforms.modelstore import ModelError
+
+        if spec.is_local:
+            import_beam()
+            _refuse_unknown(job, spec.beam_args)
 
         try:
             with _ended_by_sigterm():
