@@ -60,6 +60,11 @@ def positive(text: str) -> int:
     return number
 
 
+def batch_size(text: str) -> int | None:
+    """A whole number from 1, or None for `auto`."""
+    return None if text == "auto" else positive(text)
+
+
 def max_failures(text: str) -> MaxFailures:
     """A count, or a share as 0.01 or 1%."""
     if re.fullmatch("[0-9]+", text):

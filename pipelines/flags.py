@@ -96,16 +96,22 @@ def tag_parser(prog: str = "beamtag tag") -> Parser:
     group = parser.add_argument_group("embedding")
     group.add_argument(
         "--precision",
-        choices=("fp32", "bf16", "fp16"),
+        choices=("fp32", "bf16", "fp16", "int8", "auto"),
         default="fp32",
-        help="of the image tower (default: %(default)s)",
+        help="of the image tower; int8 is for processors, auto measures which of them is fastest "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the image tower when the model is loaded (a minute or more), for long runs",
     )
     group.add_argument(
         "--batch_size",
-        type=checks.positive,
-        default=128,
-        metavar="N",
-        help="items that the model sees at a time (default: %(default)s)",
+        type=checks.batch_size,
+        default=None,
+        metavar="N|auto",
+        help="pictures that the model sees at a time (default: auto, which finds it on the first)",
     )
     group.add_argument(
         "--text_weight",

@@ -15,10 +15,11 @@ from typing import Any
 from pipelines.flags import tag_parser
 from pipelines.groups import UsageError, limits_of
 from transforms.accounting import MaxFailures
+from transforms.batchsizes import TRIED
 from transforms.labelfile import LabelFileError, read_label_set
 from transforms.labels import LabelSet
 from transforms.names import kind_of
-from transforms.records import Input, ModelSpec, Precision, ReadLimits, Retry, RunSpec, Selection
+from transforms.records import Input, ModelSpec, ReadLimits, Retry, RunSpec, Selection
 
 LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner")
 
@@ -71,12 +72,21 @@ def parse_tag(argv: Sequence[str], prog: str = "beamtag tag") -> TagSpec:
     """Read a tag job's command line. Raises `UsageError`; label files are read and checked."""
     options, beam_args = tag_parser(prog).parse_known_args(argv)
     refuse_stray(beam_args, prog)
+    model = ModelSpec(
+        options.model,
+        options.pretrained,
+        options.device,
+        options.precision,
+        options.batch_size,
+        options.compile,
+    )
     return TagSpec(
         inputs=tuple(_input(url, options.input_format) for url in dict.fromkeys(options.input)),
         selection=Selection(tuple(options.include), tuple(options.exclude), options.extensions),
-        **shared(options, beam_args, options.run_date, options.carry, options.precision),
+        **{**shared(options, beam_args, options.run_date, options.carry), "model": model},
         shard_size=options.shard_size,
-        batch_size=options.batch_size,
+        # What is read together is cut into what the model likes best.
+        batch_size=options.batch_size or TRIED[-1],
         text_weight=options.text_weight,
         retry=options.retry,
         max_failures=options.max_failures,
@@ -89,7 +99,6 @@ def shared(
     beam_args: Sequence[str],
     run_date: str | None = None,
     carry: tuple[str, ...] = (),
-    precision: Precision = "fp32",
 ) -> dict[str, Any]:
     """The fields of `JobSpec`. Raises `UsageError`; label files are read and checked."""
     now = datetime.datetime.now(datetime.UTC)
@@ -102,7 +111,7 @@ def shared(
             output=options.output,
             carry=carry,
         ),
-        "model": ModelSpec(options.model, options.pretrained, options.device, precision),
+        "model": ModelSpec(options.model, options.pretrained, options.device),
         "limits": limits_of(options),
         "max_pixels": options.max_pixels,
         "background": options.background,

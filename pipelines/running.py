@@ -198,11 +198,11 @@ def _record(url: str) -> dict[str, Any]:
 
 def _tell_of_model(record_url: str) -> None:
     """Add to a local run's record what it has loaded."""
-    from transforms.model import loaded_towers
+    from transforms.model import loaded_towers, tower_in_use
     from transforms.writing import publish_record
 
     record = _record(record_url)
-    record["model"]["loaded"] = sorted(loaded_towers())
+    record["model"] |= {**tower_in_use(), "loaded": sorted(loaded_towers())}
     publish_record(record_url, record)
 
 

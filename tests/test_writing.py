@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ from transforms.scoring import tag_batch
 from transforms.storage import locate
 from transforms.writing import (
     ROW_GROUP_ROWS,
+    SHARDS_AHEAD,
     WriteShards,
     _WriteGrouped,
     _WriteWholeShards,
@@ -168,20 +170,75 @@ def test_what_breaks_off_leaves_no_stray_predictions(run, broken):
     assert [file.label_sets for file in unscored] == lacking[broken]
 
 
-def test_a_shard_is_written_when_it_is_whole(run):
-    writer = _WriteWholeShards(WriteShards(run, "net-1"))
+def writer_of(settings: WriteShards) -> _WriteWholeShards:
+    """A writer in a bundle of its own."""
+    writer = _WriteWholeShards(settings)
+    writer.setup()
     writer.start_bundle()
+    return writer
+
+
+def test_a_shard_is_written_when_it_is_whole(run):
+    writer = writer_of(WriteShards(run, "net-1"))
     assert list(writer.process(tagged([1], 0, 2))) == []
     assert not os.path.exists(run.output)
-    (account,) = writer.process(tagged([2], 1, 2))
-    assert account.embedded == 2
+    written = [*writer.process(tagged([2], 1, 2), 7, GlobalWindow()), *writer.finish_bundle()]
+    (account,) = written
+    assert account.value.embedded == 2
+    assert (account.timestamp, account.windows) == (7, (GlobalWindow(),))
+    assert list(writer.finish_bundle()) == []
+
+
+def test_the_stages_above_go_on_while_shards_are_written(run):
+    """Up to a bound; what is not written by then is waited for."""
+    writing, go_on = threading.Event(), threading.Event()
+
+    def check(*args):
+        writing.set()
+        assert go_on.wait(60)
+
+    writer = writer_of(
+        WriteShards(run, "net-1", ledger=LedgerSpec(run.output, "net-1", "none", ""))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transforms.writing.check_place", check)
+        for number in range(SHARDS_AHEAD):
+            shard = tagged([number], shard=f"s{number}")
+            assert list(writer.process(shard, 0, GlobalWindow())) == []
+        assert writing.wait(60)
+        assert list(Path(run.output).rglob("shard-*.parquet")) == []
+        threading.Timer(0.2, go_on.set).start()
+        shards = [*writer.process(tagged([9], shard="s9"), 0, GlobalWindow())]
+        assert shards  # one had to be written before this one was taken
+        shards += writer.finish_bundle()
+    assert len({file for account in shards for file in account.value.files}) == 9
+
+
+def test_what_a_failed_bundle_was_writing_is_done_before_its_retry(run):
+    started, go_on = threading.Event(), threading.Event()
+
+    def check(*args):
+        started.set()
+        assert go_on.wait(60)
+
+    writer = writer_of(
+        WriteShards(run, "net-1", ledger=LedgerSpec(run.output, "net-1", "none", ""))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transforms.writing.check_place", check)
+        for shard in ("s1", "s2"):
+            assert list(writer.process(tagged([1], shard=shard), 0, GlobalWindow())) == []
+        assert started.wait(60)
+        threading.Timer(0.2, go_on.set).start()
+        writer.start_bundle()  # the bundle has failed elsewhere
+    names = {file.name for file in Path(run.output).rglob("*.parquet")}
+    assert names == {"shard-s1.parquet"}  # the other had not begun
     assert list(writer.finish_bundle()) == []
 
 
 def test_part_of_a_shard_is_never_written_as_the_whole(run):
     """It goes on, to where the other parts of it go."""
-    writer = _WriteWholeShards(WriteShards(run, "net-1"))
-    writer.start_bundle()
+    writer = writer_of(WriteShards(run, "net-1"))
     parts = [tagged([2], 1, 3), tagged([1], 0, 3), tagged([7], 0, 2, dt="2025-12-31")]
     for part in parts:
         assert list(writer.process(part, 0, GlobalWindow())) == []
@@ -238,15 +295,15 @@ def test_a_reader_finds_an_item_without_reading_all():
 
 def test_whoever_has_lost_their_place_writes_nothing(run):
     ledger = LedgerSpec(run.output, "net-1", "none", run.run_id)
-    writer = _WriteWholeShards(WriteShards(run, "net-1", ledger=ledger))
-    writer.start_bundle()
+    writer = writer_of(WriteShards(run, "net-1", ledger=ledger))
     gone = Failure(MediaRef("u9", "v"), Stage.READ, Reason.READ_ERROR, "timed out")
     with pytest.raises(LostPlaceError, match="its lock is gone"):
-        list(writer.process(tagged([], failures=(gone,))))
+        [*writer.process(tagged([], failures=(gone,))), *writer.finish_bundle()]
     assert list(Path(run.output).rglob("*.parquet")) == []
     with take_place(run.output, run.run_id):
-        (account,) = writer.process(tagged([], failures=(gone,)))
-    assert len(account.files) == 3
+        shard = tagged([], failures=(gone,))
+        (account,) = [*writer.process(shard, 0, GlobalWindow()), *writer.finish_bundle()]
+    assert len(account.value.files) == 3
 
 
 def test_the_parquet_that_warehouses_want():

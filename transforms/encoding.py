@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from transforms.imagetower import is_out_of_memory
 from transforms.progress import progress
 from transforms.records import (
     Batch,
@@ -133,7 +134,7 @@ class _Half:
         error = self.errors.get(row)
         if error is None:
             return Reason.NOT_FINITE, "the model gave a vector with NaN or infinity"
-        reason = Reason.OUT_OF_MEMORY if _is_out_of_memory(error) else Reason.MODEL_ERROR
+        reason = Reason.OUT_OF_MEMORY if is_out_of_memory(error) else Reason.MODEL_ERROR
         return reason, str(error) or type(error).__name__
 
 
@@ -203,12 +204,6 @@ def _encode_or_bisect(
             middle = (start + end) // 2
             parts += [(middle, end), (start, middle)]
     return vectors, failed
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError)
 
 
 def _rows(

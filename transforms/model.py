@@ -6,15 +6,15 @@ a launcher that only checks its command line does not wait for them.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from transforms.imagetower import ImageTower, PrecisionError
 from transforms.lightimports import import_open_clip
 from transforms.modelstore import ModelError, describe_model, first_line, locate_model
 from transforms.records import ModelSpec
@@ -121,14 +121,11 @@ class OpenClipModel(TextModel):
 
     def __init__(self, spec: ModelSpec) -> None:
         """Load weights without unpickling code. Raises `ModelError` where that fails."""
-        import torch
-
         super().__init__(spec)
-        self._precision = spec.precision
-        preprocess = self.info.preprocess
-        shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(preprocess.mean, device=self.device).reshape(shape)
-        self._std = torch.tensor(preprocess.std, device=self.device).reshape(shape)
+        try:
+            self.tower = ImageTower(self._model, spec, self.info.preprocess, self.device)
+        except PrecisionError as error:
+            raise ModelError(str(error)) from error
 
     def _load(self, spec: ModelSpec) -> Any:
         import open_clip
@@ -147,28 +144,8 @@ class OpenClipModel(TextModel):
             raise ModelError(f"cannot load {spec.name}: {first_line(error)}") from error
 
     def encode_images(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """L2-normalised `float32[B, D]` vectors of `uint8[B, H, W, 3]` pixels.
-
-        Pixels cross to the device as bytes and are scaled to 0..1 and normalised there.
-        """
-        import torch
-
-        with torch.inference_mode(), self._autocast():
-            # A view in channels-last order: what convolutions like, and no copy.
-            images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
-            inputs = images.float().div_(255).sub_(self._mean).div_(self._std)
-            return _normalized(self._model.encode_image(inputs))
-
-    @contextlib.contextmanager
-    def _autocast(self) -> Iterator[None]:
-        import torch
-
-        if self._precision == "fp32":
-            yield
-            return
-        dtype = torch.bfloat16 if self._precision == "bf16" else torch.float16
-        with torch.autocast(self.device.type, dtype=dtype):
-            yield
+        """L2-normalised `float32[B, D]` vectors of `uint8[B, H, W, 3]` pixels."""
+        return self.tower.encode(pixels)
 
 
 def _normalized(features: torch.Tensor) -> npt.NDArray[np.float32]:
@@ -225,6 +202,20 @@ def _share(spec: ModelSpec, model: Model) -> Model:
 def loaded_towers() -> frozenset[str]:
     """Of `image` and `text`, what this process has loaded since it began, or forgot its models."""
     return frozenset(_loaded)
+
+
+def tower_in_use() -> dict[str, Any]:
+    """What the image tower that is in memory has settled on; nothing where there is none."""
+    for model in _shared.values():
+        if isinstance(model, OpenClipModel):
+            tower = model.tower
+            return {
+                "device": model.device.type,
+                "precision": tower.precision,
+                "batch_size": tower.batch_size.value,
+                "warm_up_seconds": round(tower.warm_up_seconds, 3),
+            }
+    return {}
 
 
 def forget_models() -> None:

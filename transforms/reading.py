@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
-import numpy.typing as npt
 from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms import names
 from transforms.ahead import ahead
 from transforms.decoding import ImageDecoder
+from transforms.imagetower import pixel_memory
 from transforms.items import Item, ItemReader, Known
 from transforms.knownvectors import shared_vectors
 from transforms.ledger import LedgerSpec, key_of, shared_ledger
@@ -88,7 +87,7 @@ class _Pending:
         self._seq = seq
         self._reader = reader
         # Rows that no picture comes for are never touched, and take no memory.
-        self._pixels: npt.NDArray[np.uint8] = np.empty((capacity, *size, 3), np.uint8)
+        self._pixels = pixel_memory((capacity, *size, 3))
         self._results: list[Future[Item]] = []
         self._listed = 0
         self.last = False

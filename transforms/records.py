@@ -19,7 +19,8 @@ Activation = Literal["softmax", "sigmoid", "cosine"]
 Levels = Literal["every", "deepest", "leaves"]
 """Which labels of a hierarchy are tags: the surest ends and all that is above them; the ends alone;
 or those of the ends that have nothing below them."""
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8", "auto"]
+"""Of the image tower. `int8` is for processors; `auto` is the fastest there is, measured."""
 Device = Literal["auto", "cpu", "cuda"]
 Retry = Literal["none", "retryable", "all"]
 """Which failures of the same version are tried again."""
@@ -334,13 +335,16 @@ class ModelSpec:
     """Which model, from where, on what: everything needed to load it, and nothing loaded.
 
     `name` is an open_clip name (with `pretrained` a tag or a weights file), `hf-hub:ORG/NAME`,
-    `local-dir:PATH`, or the URL of a folder on object storage.
+    `local-dir:PATH`, or the URL of a folder on object storage. `batch_size` is how many pictures
+    the model takes at a time, None for what is found to be best.
     """
 
     name: str
     pretrained: str | None = None
     device: Device = "auto"
     precision: Precision = "fp32"
+    batch_size: int | None = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

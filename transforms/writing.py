@@ -6,8 +6,9 @@ import datetime
 import io
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -46,6 +47,9 @@ from transforms.storage import StorageOptions, use_storage_options
 from transforms.tabletext import escaped
 
 ROW_GROUP_ROWS = 64 * 1024
+
+SHARDS_AHEAD = 2
+"""How many shards may wait until they are written, before the stages above wait for one."""
 
 _NOTHING: Mapping[bytes, bytes] = MappingProxyType({})
 
@@ -87,36 +91,59 @@ class WriteShards(beam.PTransform[beam.PCollection[TaggedBatch], beam.PCollectio
 
 
 class _WriteWholeShards(beam.DoFn):
-    """A DoFn for the batches that wait for the rest of their shard."""
+    """A DoFn for the batches that wait for the rest of their shard, and for a thread that writes.
+
+    While a shard is written the stages above work on the next.
+    """
 
     def __init__(self, settings: WriteShards) -> None:
         self._settings = settings
 
     def setup(self) -> None:
         use_storage_options(self._settings.storage_options)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="beamtag-write")
+        self._writing: deque[tuple[Future[Account], Any, Any]] = deque()
 
     def start_bundle(self) -> None:
         self._waiting: dict[tuple[str | None, str], list[tuple[TaggedBatch, Any, Any]]] = {}
+        # Of a bundle that failed: its retry writes the same files again, and must not meet these.
+        for writing, _, _ in self._writing:
+            writing.cancel()
+        wait([writing for writing, _, _ in self._writing])
+        self._writing.clear()
 
     def process(
         self,
         batch: TaggedBatch,
         timestamp: Any = beam.DoFn.TimestampParam,
         window: Any = beam.DoFn.WindowParam,
-    ) -> Iterator[Account]:
+    ) -> Iterator[Any]:
         position = batch.embedded.position
         key = (position.dt, position.shard_id)
         parts = self._waiting.setdefault(key, [])
         parts.append((batch, timestamp, window))
         if is_whole([part[0] for part in parts]):
             del self._waiting[key]
-            yield _write([part[0] for part in parts], self._settings)
+            whole = [part[0] for part in parts]
+            writing = self._pool.submit(_write, whole, self._settings)
+            self._writing.append((writing, timestamp, window))
+        while self._writing and (self._writing[0][0].done() or len(self._writing) > SHARDS_AHEAD):
+            yield self._next()
 
     def finish_bundle(self) -> Iterator[Any]:
+        while self._writing:
+            yield self._next()
         for (dt, shard_id), parts in self._waiting.items():
             for batch, timestamp, window in parts:
                 keyed = (f"{dt or ''}/{shard_id}", batch)
                 yield beam.pvalue.TaggedOutput("parts", WindowedValue(keyed, timestamp, (window,)))
+
+    def _next(self) -> WindowedValue:
+        writing, timestamp, window = self._writing.popleft()
+        return WindowedValue(writing.result(), timestamp, (window,))
+
+    def teardown(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _WriteGrouped(beam.DoFn):

@@ -6,6 +6,7 @@ peak memory of a child counts its parent's until it has started (see memory.py).
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -103,24 +104,33 @@ def natural_picture(seed: int, size: tuple[int, int]) -> Image.Image:
 
 
 def make_jpegs(
-    folder: Path, names: int, distinct: int, size: tuple[int, int], quality: int = 90
+    folder: Path,
+    count: int,
+    distinct: int,
+    size: tuple[int, int],
+    quality: int = 90,
+    first: int = 0,
 ) -> int:
-    """`names` JPEG files of `distinct` contents (the others are hard links); bytes of one, mean."""
-    folder.mkdir(parents=True)
+    """`count` JPEG files of `distinct` pictures, numbered from `first` on; bytes of one, mean.
 
-    def save(index: int) -> None:
-        natural_picture(index, size).save(_name(folder, index), quality=quality)
+    Each has bytes of its own, by a comment: what is the same would be embedded once.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
 
-    distinct = min(distinct, names)
+    def encoded(seed: int) -> bytes:
+        content = io.BytesIO()
+        natural_picture(seed, size).save(content, "JPEG", quality=quality)
+        return content.getvalue()
+
     with ThreadPoolExecutor() as pool:
-        list(pool.map(save, range(distinct)))
-    for index in range(distinct, names):
-        os.link(_name(folder, index % distinct), _name(folder, index))
-    return sum(_name(folder, index).stat().st_size for index in range(distinct)) // distinct
-
-
-def _name(folder: Path, index: int) -> Path:
-    return folder / f"picture-{index:06d}.jpg"
+        contents = list(pool.map(encoded, range(min(distinct, count))))
+    for number in range(first, first + count):
+        content = contents[number % len(contents)]
+        comment = b"\xff\xfe\x00\x12" + b"%016d" % number
+        # After the marker that a JPEG begins with.
+        file = folder / f"picture-{number:08d}.jpg"
+        file.write_bytes(content[:2] + comment + content[2:])
+    return sum(map(len, contents)) // len(contents)
 
 
 def random_checkpoint(folder: Path, architecture: str) -> str:

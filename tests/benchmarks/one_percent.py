@@ -13,37 +13,13 @@ stays as it is. By processor time it does not.
 from __future__ import annotations
 
 import argparse
-import io
 import statistics
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import bench
 
 TARGET = 0.03
 DISTINCT = 100
-
-
-def jpegs(size: tuple[int, int]) -> list[bytes]:
-    """Pictures as files, each of another content."""
-
-    def encoded(seed: int) -> bytes:
-        content = io.BytesIO()
-        bench.natural_picture(seed, size).save(content, "JPEG", quality=85)
-        return content.getvalue()
-
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(encoded, range(DISTINCT)))
-
-
-def write(folder: Path, contents: list[bytes], first: int, count: int) -> None:
-    """Add pictures to the archive, numbered from `first` on."""
-    folder.mkdir(exist_ok=True)
-    for number in range(first, first + count):
-        content = contents[number % len(contents)]
-        comment = b"\xff\xfe\x00\x12" + b"%016d" % number
-        # After the marker that a JPEG begins with.
-        (folder / f"picture-{number:08d}.jpg").write_bytes(content[:2] + comment + content[2:])
 
 
 def night(pictures: Path, labels: Path, output: Path, new: int, held: int) -> bench.Used:
@@ -69,15 +45,13 @@ def main() -> None:
     args = parser.parse_args()
     print(bench.machine())
     width, _, height = args.size.partition("x")
-    contents = jpegs((int(width), int(height)))
-    kibibytes = statistics.mean(map(len, contents)) / 1024
-    print(f"{args.items:,} JPEGs of {kibibytes:.0f} KiB, {args.size}")
+    size = int(width), int(height)
     with bench.scratch() as folder:
         pictures, output = folder / "pictures", folder / "output"
         labels = bench.label_file(folder / "words.yaml")
 
         def run(held: int, new: int) -> bench.Used:
-            write(pictures, contents, held, new)
+            bench.make_jpegs(pictures, new, DISTINCT, size, quality=85, first=held)
             return night(pictures, labels, output, new, held)
 
         full = run(0, args.items)
