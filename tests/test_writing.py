@@ -55,6 +55,7 @@ from transforms.writing import (
     write_shard,
 )
 
+GONE = Failure(MediaRef("u9", "v"), Stage.READ, Reason.READ_ERROR, "timed out")
 LABELS = {"set-0": label_vectors(np.eye(3), names=("a", "b", "c"), top_k=2)}
 
 
@@ -77,8 +78,7 @@ def run(tmp_path) -> RunSpec:
 
 
 def test_one_file_per_table_where_the_contract_says(run):
-    gone = Failure(MediaRef("u9", "v"), Stage.READ, Reason.READ_ERROR, "timed out")
-    account = write_shard([tagged([1, 2], failures=(gone,))], run, "net-1")
+    account = write_shard([tagged([1, 2], failures=(GONE,))], run, "net-1")
     assert account.files == [
         f"{run.output}/embeddings/model=net-1/dt=2026-01-31/shard-s1.parquet",
         f"{run.output}/predictions/label_set=set-0/model=net-1/dt=2026-01-31/shard-s1.parquet",
@@ -102,8 +102,7 @@ def test_batches_are_written_in_their_order(run):
 
 
 def test_all_tables_have_files_where_one_of_them_has_rows(run):
-    gone = Failure(MediaRef("u9", "v"), Stage.READ, Reason.READ_ERROR, "timed out")
-    account = write_shard([tagged([], failures=(gone,))], run, "net-1")
+    account = write_shard([tagged([], failures=(GONE,))], run, "net-1")
     assert [pq.read_metadata(file).num_rows for file in account.files] == [0, 0, 1]
     assert account.examples == []
 
@@ -141,8 +140,7 @@ def test_a_shard_that_is_stored_gets_its_predictions_and_nothing_else(run):
 
 
 def test_a_bundle_that_is_done_again_overwrites_its_files(run):
-    gone = Failure(MediaRef("u9", "v"), Stage.READ, Reason.READ_ERROR, "timed out")
-    first = write_shard([tagged([1, 2], failures=(gone,))], run, "net-1").files
+    first = write_shard([tagged([1, 2], failures=(GONE,))], run, "net-1").files
     account = write_shard([tagged([1, 2, 3])], run, "net-1")
     assert account.files == first
     assert [pq.read_metadata(file).num_rows for file in first] == [3, 6, 0]
@@ -203,12 +201,12 @@ def test_the_stages_above_go_on_while_shards_are_written(run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transforms.writing.check_place", check)
         for number in range(SHARDS_AHEAD):
-            shard = tagged([number], shard=f"s{number}")
+            shard = tagged([], failures=(GONE,), shard=f"s{number}")
             assert list(writer.process(shard, 0, GlobalWindow())) == []
         assert writing.wait(60)
         assert list(Path(run.output).rglob("shard-*.parquet")) == []
         threading.Timer(0.2, go_on.set).start()
-        shards = [*writer.process(tagged([9], shard="s9"), 0, GlobalWindow())]
+        shards = [*writer.process(tagged([], failures=(GONE,), shard="s9"), 0, GlobalWindow())]
         assert shards  # one had to be written before this one was taken
         shards += writer.finish_bundle()
     assert len({file for account in shards for file in account.value.files}) == 9
@@ -227,7 +225,7 @@ def test_what_a_failed_bundle_was_writing_is_done_before_its_retry(run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transforms.writing.check_place", check)
         for shard in ("s1", "s2"):
-            assert list(writer.process(tagged([1], shard=shard), 0, GlobalWindow())) == []
+            assert list(writer.process(tagged([], (GONE,), shard=shard), 0, GlobalWindow())) == []
         assert started.wait(60)
         threading.Timer(0.2, go_on.set).start()
         writer.start_bundle()  # the bundle has failed elsewhere
@@ -296,12 +294,11 @@ def test_a_reader_finds_an_item_without_reading_all():
 def test_whoever_has_lost_their_place_writes_nothing(run):
     ledger = LedgerSpec(run.output, "net-1", "none", run.run_id)
     writer = writer_of(WriteShards(run, "net-1", ledger=ledger))
-    gone = Failure(MediaRef("u9", "v"), Stage.READ, Reason.READ_ERROR, "timed out")
     with pytest.raises(LostPlaceError, match="its lock is gone"):
-        [*writer.process(tagged([], failures=(gone,))), *writer.finish_bundle()]
+        [*writer.process(tagged([], failures=(GONE,))), *writer.finish_bundle()]
     assert list(Path(run.output).rglob("*.parquet")) == []
     with take_place(run.output, run.run_id):
-        shard = tagged([], failures=(gone,))
+        shard = tagged([], failures=(GONE,))
         (account,) = [*writer.process(shard, 0, GlobalWindow()), *writer.finish_bundle()]
     assert len(account.value.files) == 3
 
