@@ -225,7 +225,10 @@ def test_what_a_failed_bundle_was_writing_is_done_before_its_retry(run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transforms.writing.check_place", check)
         for shard in ("s1", "s2"):
-            assert list(writer.process(tagged([], (GONE,), shard=shard), 0, GlobalWindow())) == []
+            assert (
+                list(writer.process(tagged([], failures=(GONE,), shard=shard), 0, GlobalWindow()))
+                == []
+            )
         assert started.wait(60)
         threading.Timer(0.2, go_on.set).start()
         writer.start_bundle()  # the bundle has failed elsewhere
