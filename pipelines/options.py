@@ -18,7 +18,16 @@ from transforms.accounting import MaxFailures
 from transforms.labelfile import LabelFileError, read_label_set
 from transforms.labels import LabelSet
 from transforms.names import kind_of
-from transforms.records import Input, ModelSpec, Precision, ReadLimits, Retry, RunSpec, Selection
+from transforms.records import (
+    Decode,
+    Input,
+    ModelSpec,
+    Precision,
+    ReadLimits,
+    Retry,
+    RunSpec,
+    Selection,
+)
 
 LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner")
 
@@ -55,6 +64,7 @@ class TagSpec(JobSpec):
     shard_size: int
     batch_size: int
     text_weight: float
+    decode: Decode
     retry: Retry
     max_failures: MaxFailures | None
     prune: bool
@@ -78,6 +88,7 @@ def parse_tag(argv: Sequence[str], prog: str = "beamtag tag") -> TagSpec:
         shard_size=options.shard_size,
         batch_size=options.batch_size,
         text_weight=options.text_weight,
+        decode=options.decode,
         retry=options.retry,
         max_failures=options.max_failures,
         prune=options.prune,

@@ -21,6 +21,8 @@ Levels = Literal["every", "deepest", "leaves"]
 or those of the ends that have nothing below them."""
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+Decode = Literal["exact", "fast"]
+"""How pictures are decoded: to the pixels of the model's own preprocess, or to nearly those."""
 Retry = Literal["none", "retryable", "all"]
 """Which failures of the same version are tried again."""
 
