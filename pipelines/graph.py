@@ -39,7 +39,7 @@ def build(
     stores, run = spec.storage_options, spec.run
     ledger = LedgerSpec(run.output, model.model_id, spec.retry, run.run_id)
     unscored = unscored_files(run.output, model.model_id, list(header["label_sets"]))
-    decoder = ImageDecoder(model.preprocess, spec.max_pixels, spec.background)
+    decoder = ImageDecoder(model.preprocess, spec.max_pixels, spec.background, spec.decode)
 
     shards, skipped = _new_shards(pipeline, spec, ledger)
     new_shards = shards | "CountShards" >> beam.combiners.Count.Globally()

@@ -19,7 +19,15 @@ from transforms.batchsizes import TRIED
 from transforms.labelfile import LabelFileError, read_label_set
 from transforms.labels import LabelSet
 from transforms.names import kind_of
-from transforms.records import Input, ModelSpec, ReadLimits, Retry, RunSpec, Selection
+from transforms.records import (
+    Decode,
+    Input,
+    ModelSpec,
+    ReadLimits,
+    Retry,
+    RunSpec,
+    Selection,
+)
 
 LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner")
 
@@ -56,6 +64,7 @@ class TagSpec(JobSpec):
     shard_size: int
     batch_size: int
     text_weight: float
+    decode: Decode
     retry: Retry
     max_failures: MaxFailures | None
     prune: bool
@@ -88,6 +97,7 @@ def parse_tag(argv: Sequence[str], prog: str = "beamtag tag") -> TagSpec:
         # What is read together is cut into what the model likes best.
         batch_size=options.batch_size or TRIED[-1],
         text_weight=options.text_weight,
+        decode=options.decode,
         retry=options.retry,
         max_failures=options.max_failures,
         prune=options.prune,

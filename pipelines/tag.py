@@ -25,6 +25,7 @@ SETTINGS = (
     "limits",
     "max_pixels",
     "background",
+    "decode",
     "selection",
     "retry",
     "max_failures",

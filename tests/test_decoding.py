@@ -16,7 +16,8 @@ from pictures import HEIGHT, WIDTH, heics, varieties
 from PIL import Image
 
 from transforms import decoding
-from transforms.decoding import FORMATS, decode_image, fit, looks_like_image
+from transforms.decoding import FORMATS, decode_image, looks_like_image
+from transforms.fitting import fit
 from transforms.records import MediaError, Preprocess, Reason
 
 ROOT = Path(__file__).parent.parent

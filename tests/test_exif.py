@@ -10,7 +10,8 @@ from conftest import encoded, picture
 from decoded import SQUARE, decode, exact
 from PIL import Image, ImageOps
 
-from transforms.decoding import FORMATS, decode_image, fit
+from transforms.decoding import FORMATS, decode_image
+from transforms.fitting import fit
 
 
 def test_exif_orientation_is_applied():

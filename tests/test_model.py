@@ -17,7 +17,7 @@ from conftest import picture
 from fakes import CountingStore
 
 from transforms import modelstore
-from transforms.decoding import fit
+from transforms.fitting import fit
 from transforms.labels import Label, LabelSet
 from transforms.labelvectors import label_vectors
 from transforms.model import OpenClipModel

@@ -12,7 +12,8 @@ from apache_beam.testing.util import assert_that
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from conftest import encoded, picture, write_pictures
 
-from transforms.decoding import ImageDecoder, fit
+from transforms.decoding import ImageDecoder
+from transforms.fitting import fit
 from transforms.listing import list_media, make_shard
 from transforms.reading import BATCHES_AHEAD, ReadMedia, _ReadBatches
 from transforms.records import MediaRef, Preprocess, ReadLimits, Reason, Shard, Stage

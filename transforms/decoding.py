@@ -1,4 +1,4 @@
-"""Bytes to pixels: pure functions, the same pixels as open_clip's own preprocess.
+"""Bytes to pixels: pure functions, the same pixels as open_clip's own preprocess, or nearly.
 
 Everything a decoder may meet in hostile bytes ends as a `MediaError` with a reason of the closed
 list; nothing here reads, logs or guesses.
@@ -30,8 +30,10 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from transforms import exif
 from transforms.colour import Recolour, plain, to_srgb
+from transforms.fastjpeg import decode_reduced, reduction
+from transforms.fitting import fit, fit_pixels
 from transforms.headers import check_header, ends_early, kind_of, too_many_pixels
-from transforms.records import MediaError, Preprocess, Reason
+from transforms.records import Decode, MediaError, Preprocess, Reason
 
 # We refuse bombs from the header ourselves, with a limit that the user sets; Pillow's own limit
 # would otherwise speak first, and differently.
@@ -65,11 +67,6 @@ else:
 
 FORMATS = tuple(_READERS)
 """The kinds that are decoded, by Pillow's names; HEIF where `pillow_heif` is installed."""
-
-_RESAMPLING = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-}
 
 # What puts a picture upright, by its orientation (EXIF 2.32, 4.6.4.A).
 _TURNS = {
@@ -124,10 +121,13 @@ class ImageDecoder:
     preprocess: Preprocess
     max_pixels: int
     background: tuple[int, int, int] = (255, 255, 255)
+    mode: Decode = "exact"
 
     def __call__(self, data: bytes, room: Room = contextlib.nullcontext) -> DecodedImage:
         """`decode_image(data, ...)` with these settings."""
-        return decode_image(data, self.preprocess, self.max_pixels, self.background, room)
+        return decode_image(
+            data, self.preprocess, self.max_pixels, self.background, room, self.mode
+        )
 
 
 def decode_image(
@@ -136,13 +136,15 @@ def decode_image(
     max_pixels: int,
     background: tuple[int, int, int] = (255, 255, 255),
     room: Room = contextlib.nullcontext,
+    mode: Decode = "exact",
 ) -> DecodedImage:
     """Decode a picture, turn it upright, flatten it onto `background` and fit it to the model.
 
-    Returns `uint8[H, W, 3]` pixels in sRGB, before normalisation, equal to those of open_clip's
-    `image_transform_v2` on the same RGB picture. Raises `MediaError`; a picture of more than
-    `max_pixels` is refused from its header, before memory is taken for it. `room` is entered with
-    about the bytes that the original takes while it is in memory, so that a caller can bound them.
+    Returns `uint8[H, W, 3]` pixels in sRGB, before normalisation: in the mode `exact` equal to
+    those of open_clip's `image_transform_v2` on the same RGB picture, in `fast` nearly equal ones.
+    Raises `MediaError`, in every mode the same; a picture of more than `max_pixels` is refused from
+    its header, before memory is taken for it. `room` is entered with about the bytes that the
+    original takes while it is in memory, so that a caller can bound them.
     """
     if not data:
         raise MediaError(Reason.EMPTY, "the object has no bytes")
@@ -160,6 +162,12 @@ def decode_image(
             message = "32-bit pixels have no agreed range: nobody knows what is white"
             raise MediaError(Reason.UNSUPPORTED_IMAGE, message)
         with room(max(least, image.width * image.height) * _BYTES_A_PIXEL.get(kind, 4)):
+            if (
+                mode == "fast"
+                and kind == "JPEG"
+                and (done := _decode_fast(image, data, preprocess))
+            ):
+                return done
             image.load()
             upright = image if kind == "TIFF" else _upright(image)
             flat, recolour = _flatten(upright, kind, data, background)
@@ -169,6 +177,18 @@ def decode_image(
     except _BROKEN as error:
         raise _failure(kind, data, error) from error
     return DecodedImage(pixels, upright.width, upright.height)
+
+
+def _decode_fast(image: Image.Image, data: bytes, preprocess: Preprocess) -> DecodedImage | None:
+    """A JPEG, opened and not loaded, by way of `fastjpeg`; None where that does not take it."""
+    turn = _turn(image)
+    factor = reduction(image.size, turn, preprocess)
+    reduced = decode_reduced(data, image.mode, image.size, factor) if factor else None
+    if reduced is None:
+        return None
+    recolour = _recolour(image, grey=image.mode == "L")
+    pixels = fit_pixels(reduced.pixels, reduced.size, turn, preprocess, recolour)
+    return DecodedImage(pixels, *(image.size[::-1] if turn >= 5 else image.size))
 
 
 def looks_like_image(data: bytes) -> bool:
@@ -187,65 +207,17 @@ def _failure(kind: str, data: bytes, error: BaseException) -> MediaError:
     return MediaError(Reason.CORRUPT_IMAGE, f"broken {kind}: {said}")
 
 
-def fit(image: Image.Image, preprocess: Preprocess, recolour: Recolour = plain) -> Image.Image:
-    """Resize an RGB picture to the model's input size, the way the model was trained on.
-
-    `recolour` is done to the resized picture, but not to what is padded around it. The geometry is
-    open_clip's (`image_transform_v2`) and torchvision's (`Resize`, `CenterCrop`).
-    """
-    height, width = preprocess.size
-    resampling = _RESAMPLING[preprocess.interpolation]
-    match preprocess.resize_mode:
-        case "squash":
-            return recolour(image.resize((width, height), resampling))
-        case "longest":
-            ratio = max(image.height / height, image.width / width)
-            scaled = (max(1, round(image.width / ratio)), max(1, round(image.height / ratio)))
-            canvas = Image.new("RGB", (width, height), (preprocess.fill_color,) * 3)
-            corner = ((width - scaled[0]) // 2, (height - scaled[1]) // 2)
-            canvas.paste(recolour(image.resize(scaled, resampling)), corner)
-            return canvas
-        case "shortest":
-            return recolour(_fit_shortest(image, width, height, resampling))
-
-
-def _fit_shortest(
-    image: Image.Image, width: int, height: int, resampling: Image.Resampling
-) -> Image.Image:
-    """Resize so that the picture covers the target, and keep the middle.
-
-    Only the part that is kept is resized: Pillow's `box` takes the same source pixels with the
-    same weights, so this gives the pixels of resize-then-crop without making those cut away
-    (and a 1 x 20,000 picture does not become one of a billion pixels).
-    """
-    if width == height:
-        # torchvision's Resize(int): the short side is met, the long side is rounded down.
-        if image.width <= image.height:
-            scaled_width, scaled_height = width, int(width * image.height / image.width)
-        else:
-            scaled_width, scaled_height = int(height * image.width / image.height), height
-    else:
-        # open_clip's ResizeKeepRatio: both sides rounded; it is always bicubic there.
-        ratio = min(image.height / height, image.width / width)
-        scaled_width, scaled_height = round(image.width / ratio), round(image.height / ratio)
-        resampling = Image.Resampling.BICUBIC
-    left = round((scaled_width - width) / 2.0)
-    top = round((scaled_height - height) / 2.0)
-    across, down = image.width / scaled_width, image.height / scaled_height
-    box = (
-        left * across,
-        top * down,
-        min((left + width) * across, image.width),
-        min((top + height) * down, image.height),
-    )
-    return image.resize((width, height), resampling, box=box)
-
-
 def _upright(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it rewrites the metadata too, and fails where that is broken.
     # (Not for TIFF, which Pillow turns as it loads it. HEIC is turned too, and says so.)
-    turn = _TURNS.get(exif.orientation(image.info))
-    return image if turn is None else image.transpose(turn)
+    turn = _turn(image)
+    return image if turn == 1 else image.transpose(_TURNS[turn])
+
+
+def _turn(image: Image.Image) -> int:
+    """The orientation of a picture (1 to 8), as its metadata tell it."""
+    turn = exif.orientation(image.info)
+    return turn if turn in _TURNS else 1
 
 
 def _flatten(
@@ -269,11 +241,18 @@ def _flatten(
         canvas = Image.new("RGBA", layered.size, (*background, 255))
         canvas.alpha_composite(layered)
         return canvas.convert("RGB"), plain
+    recolour = _recolour(image, grey=grey)
     if image.mode.startswith("I;16"):
         image = _eight_bits(image, kind, data)
+    return plain(image), recolour
+
+
+def _recolour(image: Image.Image, *, grey: bool) -> Recolour:
+    """What puts a resized RGB picture into sRGB, by the profile of the original."""
+    later = to_srgb(image.info.get("icc_profile"), "L" if grey else "RGB")
     if grey and later is not plain:
-        return plain(image), lambda resized: later(resized.getchannel(0))
-    return plain(image), later
+        return lambda resized: later(resized.getchannel(0))
+    return later
 
 
 def _eight_bits(image: Image.Image, kind: str, data: bytes) -> Image.Image:

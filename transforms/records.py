@@ -22,6 +22,8 @@ or those of the ends that have nothing below them."""
 Precision = Literal["fp32", "bf16", "fp16", "int8", "auto"]
 """Of the image tower. `int8` is for processors; `auto` is the fastest there is, measured."""
 Device = Literal["auto", "cpu", "cuda"]
+Decode = Literal["exact", "fast"]
+"""How pictures are decoded: to the pixels of the model's own preprocess, or to nearly those."""
 Retry = Literal["none", "retryable", "all"]
 """Which failures of the same version are tried again."""
 

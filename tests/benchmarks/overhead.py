@@ -74,7 +74,7 @@ def bare_loop(spec: options.TagSpec, model: OpenClipModel, threads: int, written
     """The loop that somebody would write without Beam, over the job's own input."""
     from transforms.decoding import ImageDecoder
 
-    decoder = ImageDecoder(model.info.preprocess, spec.max_pixels, spec.background)
+    decoder = ImageDecoder(model.info.preprocess, spec.max_pixels, spec.background, spec.decode)
     started, cpu = time.perf_counter(), time.process_time()
     ((folder, _),) = spec.inputs
     paths = sorted(Path(folder).iterdir())
