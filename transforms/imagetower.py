@@ -166,7 +166,8 @@ class ImageTower:
             precision = self._fastest()
         tower = self._model.visual
         if _is_convolutional(tower):
-            tower = tower.to(memory_format=torch.channels_last)
+            # The norms come first, while both are in fp32.
+            tower = _folded(tower).to(memory_format=torch.channels_last)
         self._model.visual = lowered(tower, precision)
         return precision
 
@@ -255,6 +256,29 @@ def memory_of_machine() -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     allowed = limit.read_text().strip() if limit.exists() else "max"
     return total if allowed == "max" else min(total, int(allowed))
+
+
+def _folded(tower: Any) -> Any:
+    """The tower, an open_clip ResNet's batch norms folded into the convolutions before them.
+
+    Of a trained norm there is a scale and an offset for each channel, which a convolution has too.
+    """
+    import torch
+    from open_clip.modified_resnet import ModifiedResNet
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    if not isinstance(tower, ModifiedResNet):
+        return tower
+    for block in tower.modules():
+        parts = dict(block.named_children())
+        # conv1 and bn1 of a block or of the stem; 0 and 1 of what a shortcut is brought down by.
+        norms = {name: name.replace("conv", "bn") for name in parts if name.startswith("conv")}
+        for conv, norm in {**norms, "0": "1"}.items():
+            pair = parts.get(conv), parts.get(norm)
+            if isinstance(pair[0], torch.nn.Conv2d) and isinstance(pair[1], torch.nn.BatchNorm2d):
+                block.add_module(conv, fuse_conv_bn_eval(pair[0], pair[1]))
+                block.add_module(norm, torch.nn.Identity())
+    return tower
 
 
 def _is_convolutional(tower: Any) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -156,6 +158,12 @@ class ItemReader:
         self._bytes_room = Room(BYTES_AT_ONCE)
         self._decoding_room = Room(DECODED_AT_ONCE)
         self._slots = threading.Semaphore(limits.concurrency)
+        # Of more threads in decoding than there are cores, all wait for each other at the
+        # interpreter's lock; one more, so that no core is idle at a handing-over. A queue of turns,
+        # because a semaphore of Python's takes longer.
+        self._turns: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for turn in range((os.cpu_count() or 1) + 1):
+            self._turns.put(turn)
 
     def abandon(self) -> None:
         """Break off what is being read: nobody waits for it any more."""
@@ -261,7 +269,11 @@ class ItemReader:
                     return _Half(ref, data, embedded=content)
             if is_text:
                 return _Half(ref, data, text=self._bounded(decode_text(data)))
-            image = self.decode(data, self._decoding_room.take)
+            turn = self._turns.get()
+            try:
+                image = self.decode(data, self._decoding_room.take)
+            finally:
+                self._turns.put(turn)
         except MediaError as error:
             return Failure(ref, Stage.DECODE, error.reason, str(error))
         finally:
