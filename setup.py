@@ -27,16 +27,21 @@ DEV = [
     "gcp-storage-emulator>=2024.8",
     "hypothesis>=6.100",
     "jsonschema>=4.20",
+    # A Milvus in one process, and the client that Beam's writer to Milvus needs.
+    "milvus-lite>=3.2",
     "moto[s3]>=5",
     "mypy>=1.11",
     "pandas>=2.2",
     "pandas-stubs",
+    "pymilvus>=3.0",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     "resvg-py>=0.1.5",
     "ruff>=0.6",
     # What the figures of `beamtag evaluate` are compared with.
     "scikit-learn>=1.5",
+    # Reads the SQL of warehouses that cannot be had here.
+    "sqlglot>=30",
     "types-PyYAML",
 ]
 

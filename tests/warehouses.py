@@ -1,0 +1,132 @@
+"""An output as warehouses get it, and the SQL files that are for them, read by sqlglot."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import sqlglot
+from sqlglot import exp
+
+from pipelines import tag
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+DRAWINGS = ROOT / "transforms" / "data" / "demo_archive"
+WORDS = "name: things\ntemplates: ['a drawing of a {}.']\ntop_k: 2\nlabels: "
+
+
+def make_tables(folder: Path) -> Path:
+    """Three nights of the real job with the demo model; gives the output.
+
+    Pictures, a text and a pair, one with an id; one picture that changes, one that is broken and
+    then mended, one that is broken later; two label files, of which one changes, so that an old day
+    gets new files; a column that is carried from the second night on.
+    """
+    archive = folder / "archive"
+    archive.mkdir()
+    names = [path.name for path in sorted((DRAWINGS / "animals").iterdir())][:12]
+    for name in names:
+        shutil.copy(DRAWINGS / "animals" / name, archive)
+    changing, mended, breaking = names[:3]
+    good = (archive / mended).read_bytes()
+    _put(archive / mended, b"<html>", 1000)
+    rows = [[f"archive/{name}", "", "", "us"] for name in names]
+    rows[4][1:3] = ["four", "A cat that sits."]
+    rows.append(["archive/words.txt", "", "A dog. " * 60, "them"])
+    words, places = folder / "things.yaml", folder / "places.yaml"
+    places.write_text("name: places\nlabels: [garden, sea, street]\n")
+    output = folder / "tables"
+
+    def night(day: int, columns: int, *more: str) -> None:
+        with (folder / "list.csv").open("w", newline="") as file:
+            told = [["uri", "id", "text", "owner"], *rows]
+            csv.writer(file).writerows(row[:columns] for row in told)
+        arguments = [
+            f"--input={folder}/list.csv", f"--output={output}", f"--run_date=2026-01-0{day}",
+            "--shard_size=5", f"--labels={places}", "--quiet", *more,
+        ]  # fmt: skip
+        assert tag.main(arguments) == 0
+
+    words.write_text(WORDS + "[cat, dog, fish]\n")
+    night(1, 3, f"--labels={words}")
+    _put(archive / changing, (DRAWINGS / "food" / "hamburger-1.jpg").read_bytes(), 2000)
+    _put(archive / mended, good, 2000)
+    words.write_text(WORDS + "[cat, dog, horse, hamburger]\n")
+    night(2, 4, f"--labels={words}", "--carry=owner", "--retry=all")
+    _put(archive / breaking, good[:200], 3000)
+    night(3, 4, "--carry=owner")
+    return output
+
+
+def _put(path: Path, content: bytes, second: int) -> None:
+    path.write_bytes(content)
+    os.utime(path, (second, second))
+
+
+_PARTITION_COLUMNS = re.compile(r"WITH PARTITION COLUMNS \((.*?)\)", re.DOTALL)
+
+
+def statements(path: Path, dialect: str) -> list[exp.Expression]:
+    """The statements of a file, none of which sqlglot gives up on.
+
+    It knows no `WITH PARTITION COLUMNS`: that clause is read by `partition_columns`.
+    """
+    text = _PARTITION_COLUMNS.sub("", path.read_text())
+    # Snowflake's client puts these in; those in quotes are texts as they stand.
+    text = text.replace("<% dimensions %>", "64").replace("<% vector %>", "[0.5]")
+    parsed = [part for part in sqlglot.parse(text, dialect=dialect) if part is not None]
+    assert not any(isinstance(part, exp.Command) for part in parsed)
+    return parsed
+
+
+class Column(NamedTuple):
+    """A column of a CREATE TABLE: its type in the dialect's words."""
+
+    name: str
+    kind: str
+    required: bool
+
+
+def tables(path: Path, dialect: str) -> dict[str, list[Column]]:
+    """The tables that a file makes."""
+    made = [part for part in statements(path, dialect) if part.args.get("kind") == "TABLE"]
+    return {
+        create.find(exp.Table).name: [
+            Column(
+                column.name,
+                column.args["kind"].sql(dialect=dialect),
+                column.find(exp.NotNullColumnConstraint) is not None,
+            )
+            for column in create.find_all(exp.ColumnDef)
+        ]
+        for create in made
+    }
+
+
+def partition_columns(path: Path) -> Iterator[list[str]]:
+    """The keys of each `WITH PARTITION COLUMNS`, in order."""
+    for clause in _PARTITION_COLUMNS.findall(path.read_text()):
+        made = sqlglot.parse_one(f"CREATE TABLE t ({clause})", dialect="bigquery")
+        yield [column.name for column in made.find_all(exp.ColumnDef)]
+
+
+def in_duckdb(statement: exp.Expression, dialect: str) -> str:
+    """The statement as DuckDB has it, without how a table is stored."""
+    statement = statement.copy()
+    if isinstance(statement, exp.Create) and statement.args.get("kind") == "TABLE":
+        statement.set("properties", None)
+    told = statement.sql(dialect="duckdb")
+    # What sqlglot does not turn into DuckDB's: an array of any elements, an object's texts and keys.
+    told = told.replace("embedding []", "embedding FLOAT[]").replace("VARIANT", "JSON")
+    told = re.sub(r"CAST\(record -> ('[^']+') AS", r"CAST(record ->> \1 AS", told)
+    return re.sub(
+        r",\s+CROSS JOIN UNNEST\(input => \(record -> '\$\.label_sets'\)\) AS sets\(.*?\)",
+        " CROSS JOIN UNNEST(json_keys(record, '$.label_sets')) AS sets(key)",
+        told,
+    )
