@@ -4,8 +4,8 @@
     python deploy/load.py snowflake gs://bucket/tags --days=3 | sh -e
 
 A day (`dt`) is loaded as a whole and takes the place of what the warehouse has of it, so a load
-that is done twice changes nothing. Loaded are days of which a file was written in the last `--days`,
-or all of them: new labels score old days again, and `--prune` takes rows out of them.
+that is done twice changes nothing. Loaded are all days, or those of which a file was written in the
+last `--days`: new labels score old days again, and `--prune` takes rows out of them.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def files(nightly: Path, table: str) -> list[File]:
 
 def test_there_is_something_of_every_kind(nightly):
     days = {name: {file.day for file in files_of(nightly, name)} for name in KEYS}
-    assert days == dict.fromkeys(KEYS, {"2026-01-01", "2026-01-02", "2026-01-03"})
+    assert days == {name: {f"2026-01-0{day}" for day in (1, 2, 3)} for name in KEYS}
     sets = {path.name for path in (nightly / "predictions").iterdir()}
     assert sorted(re.sub("-[0-9a-f]{8}$", "", name) for name in sets) == [
         "label_set=places", "label_set=things", "label_set=things",
@@ -121,7 +121,7 @@ def test_there_is_something_of_every_kind(nightly):
         name: {"owner" in [leaf.path for leaf in file.leaves] for file in files_of(nightly, name)}
         for name in KEYS
     }
-    assert carrying == dict.fromkeys(KEYS, {True, False})
+    assert carrying == {name: {True, False} for name in KEYS}
     found = pq.read_table(nightly / "embeddings", partitioning=None, columns=["id", "modality"])
     assert set(found["modality"].to_pylist()) == {"image", "text", "pair"}
     assert set(found["id"].to_pylist()) == {None, "four"}

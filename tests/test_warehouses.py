@@ -1,8 +1,8 @@
 """The SQL of BigQuery and of Snowflake, run as near to them as can be without an account.
 
 sqlglot reads every statement in its own dialect and turns it into DuckDB's; what the commands of
-deploy/load.py load is loaded by DuckDB from the files that they name. What is asked then is asked of
-deploy/duckdb too, over the files themselves.
+deploy/load.py load is loaded by DuckDB from the files that they name. The same is then asked of
+deploy/duckdb, over the files themselves.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def check_search(found: list[tuple[str, float]], wanted: list[tuple[str, float]]
 
 
 def test_search_by_a_text(nightly, views, capsys):
-    """With the vector that deploy/text_vector.py prints; where DuckDB has another name, with that."""
+    """With the vector that deploy/text_vector.py prints; DuckDB calls the functions otherwise."""
     capsys.readouterr()
     script("text_vector").main(["a drawing of a cat"])
     vector = json.loads(capsys.readouterr().out)

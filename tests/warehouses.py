@@ -122,7 +122,7 @@ def in_duckdb(statement: exp.Expression, dialect: str) -> str:
     if isinstance(statement, exp.Create) and statement.args.get("kind") == "TABLE":
         statement.set("properties", None)
     told = statement.sql(dialect="duckdb")
-    # What sqlglot does not turn into DuckDB's: an array of any elements, an object's texts and keys.
+    # What sqlglot does not turn into DuckDB's: an array of anything, an object's texts and keys.
     told = told.replace("embedding []", "embedding FLOAT[]").replace("VARIANT", "JSON")
     told = re.sub(r"CAST\(record -> ('[^']+') AS", r"CAST(record ->> \1 AS", told)
     return re.sub(
