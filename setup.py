@@ -15,6 +15,8 @@ EXTRAS = {
     "hf": ["transformers>=4.40", "sentencepiece>=0.2"],
     # JPEG decoding on the device (nvJPEG): it comes inside torchvision's ordinary wheels.
     "gpu": ["torchvision>=0.20"],
+    # The client that Beam's writer to Milvus needs (deploy/milvus).
+    "milvus": ["pymilvus>=3.0"],
     # Everything that submits to Dataflow.
     "gcp": ["apache-beam[gcp]>=2.77,<2.78"],
 }
@@ -27,13 +29,12 @@ DEV = [
     "gcp-storage-emulator>=2024.8",
     "hypothesis>=6.100",
     "jsonschema>=4.20",
-    # A Milvus in one process, and the client that Beam's writer to Milvus needs.
+    # A Milvus in one process.
     "milvus-lite>=3.2",
     "moto[s3]>=5",
     "mypy>=1.11",
     "pandas>=2.2",
     "pandas-stubs",
-    "pymilvus>=3.0",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     "resvg-py>=0.1.5",
@@ -79,7 +80,13 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
     ],
-    extras_require={**EXTRAS, "dev": [*EXTRAS["s3"], *EXTRAS["heic"], *EXTRAS["hf"], *DEV]},
+    extras_require={
+        **EXTRAS,
+        "dev": [
+            *(name for extra in ("s3", "heic", "hf", "milvus") for name in EXTRAS[extra]),
+            *DEV,
+        ],
+    },
     entry_points={"console_scripts": ["beamtag = pipelines.cli:run"]},
     zip_safe=False,
 )

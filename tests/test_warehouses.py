@@ -8,13 +8,11 @@ deploy/duckdb, over the files themselves.
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import json
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import duckdb
@@ -23,21 +21,12 @@ import numpy as np
 import pytest
 from servers import both_stores
 from sqlglot import exp
-from warehouses import DEPLOY, in_duckdb, partition_columns, statements
+from warehouses import DEPLOY, in_duckdb, partition_columns, script, statements
 
 TAG = (
     "uri, version, id, label, label_id, rank, score, similarity, label_set, model, dt, embedded_at"
 )
 VECTOR = "uri, version, id, modality, embedding, model, dt, embedded_at"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, DEPLOY / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 load = script("load")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import sqlglot
@@ -67,6 +70,18 @@ def make_tables(folder: Path) -> Path:
 def _put(path: Path, content: bytes, second: int) -> None:
     path.write_bytes(content)
     os.utime(path, (second, second))
+
+
+def script(name: str) -> ModuleType:
+    """A script of deploy/, as a module that Beam's workers can find again."""
+    path = DEPLOY / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"deploy_{name.replace('/', '_')}", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 _PARTITION_COLUMNS = re.compile(r"WITH PARTITION COLUMNS \((.*?)\)", re.DOTALL)
