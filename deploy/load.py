@@ -120,7 +120,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     since = _EPOCH
     if options.days is not None:
         since = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=options.days)
-    days = [day for day in days_of(options.output) if day.written >= since]
+    found = days_of(options.output)
+    if not found:
+        parser.error(f"{options.output} has no tables")
+    days = [day for day in found if day.written >= since]
     if options.warehouse == "bigquery":
         lines = bigquery(options.output, options.dataset, days)
     else:

@@ -144,7 +144,7 @@ class Snowflake:
             # As the page says, an ALTER TABLE for what is carried.
             add_columns(self.database, table, paths, set())
             self.database.execute(
-                f"INSERT INTO {table} BY NAME SELECT *, filename AS file FROM read_parquet("
+                f"INSERT INTO {table} BY NAME SELECT *, filename AS stage_file FROM read_parquet("
                 f"{paths}, hive_partitioning = false, union_by_name = true)"
             )
 
@@ -278,6 +278,10 @@ def test_only_days_that_were_written_lately(nightly, tmp_path, capsys):
     assert printed(capsys, "snowflake", str(nightly), "--days=0") == ""
     nothing = printed(capsys, "bigquery", str(nightly), "--days=0")
     assert nothing.count("bq load") == 1
+    # Where there is nothing, nothing is replaced by it.
+    with pytest.raises(SystemExit, match="2"):
+        load.main(["bigquery", str(tmp_path / "nowhere")])
+    assert "nowhere has no tables" in capsys.readouterr().err
 
 
 def test_what_the_hive_keys_are_told_to_be():

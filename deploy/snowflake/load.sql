@@ -3,28 +3,28 @@
 
 BEGIN;
 
-DELETE FROM embeddings WHERE file RLIKE '.*/dt=<% dt %>/.*';
+DELETE FROM embeddings WHERE stage_file RLIKE '.*/dt=<% dt %>/.*';
 
 COPY INTO embeddings FROM @beamtag/embeddings/
-    PATTERN = '.*/dt=<% dt %>/shard-.*[.]parquet'
+    PATTERN = '.*dt=<% dt %>/shard-.*[.]parquet'
     MATCH_BY_COLUMN_NAME = CASE_INSENSITIVE
-    INCLUDE_METADATA = (file = METADATA$FILENAME)
+    INCLUDE_METADATA = (stage_file = METADATA$FILENAME)
     FORCE = TRUE;
 
-DELETE FROM predictions WHERE file RLIKE '.*/dt=<% dt %>/.*';
+DELETE FROM predictions WHERE stage_file RLIKE '.*/dt=<% dt %>/.*';
 
 COPY INTO predictions FROM @beamtag/predictions/
-    PATTERN = '.*/dt=<% dt %>/shard-.*[.]parquet'
+    PATTERN = '.*dt=<% dt %>/shard-.*[.]parquet'
     MATCH_BY_COLUMN_NAME = CASE_INSENSITIVE
-    INCLUDE_METADATA = (file = METADATA$FILENAME)
+    INCLUDE_METADATA = (stage_file = METADATA$FILENAME)
     FORCE = TRUE;
 
-DELETE FROM failures WHERE file RLIKE '.*/dt=<% dt %>/.*';
+DELETE FROM failures WHERE stage_file RLIKE '.*/dt=<% dt %>/.*';
 
 COPY INTO failures FROM @beamtag/failures/
-    PATTERN = '.*/dt=<% dt %>/shard-.*[.]parquet'
+    PATTERN = '.*dt=<% dt %>/shard-.*[.]parquet'
     MATCH_BY_COLUMN_NAME = CASE_INSENSITIVE
-    INCLUDE_METADATA = (file = METADATA$FILENAME)
+    INCLUDE_METADATA = (stage_file = METADATA$FILENAME)
     FORCE = TRUE;
 
 DELETE FROM runs;

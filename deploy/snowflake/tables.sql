@@ -8,7 +8,7 @@ CREATE STAGE IF NOT EXISTS beamtag
     STORAGE_INTEGRATION = beamtag
     FILE_FORMAT = (FORMAT_NAME = 'beamtag_parquet');
 
--- `file` is a row's path in the bucket, in which its model, label set and day stand.
+-- `stage_file` is a row's path in the bucket, in which its model, label set and day stand.
 
 CREATE TABLE IF NOT EXISTS embeddings (
     uri VARCHAR NOT NULL,
@@ -24,7 +24,7 @@ CREATE TABLE IF NOT EXISTS embeddings (
     embedding ARRAY NOT NULL,
     run_id VARCHAR NOT NULL,
     embedded_at TIMESTAMP_LTZ NOT NULL,
-    file VARCHAR NOT NULL
+    stage_file VARCHAR NOT NULL
 );
 
 CREATE TABLE IF NOT EXISTS predictions (
@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS predictions (
     run_id VARCHAR NOT NULL,
     tagged_at TIMESTAMP_LTZ NOT NULL,
     embedded_at TIMESTAMP_LTZ NOT NULL,
-    file VARCHAR NOT NULL
+    stage_file VARCHAR NOT NULL
 );
 
 CREATE TABLE IF NOT EXISTS failures (
@@ -54,7 +54,7 @@ CREATE TABLE IF NOT EXISTS failures (
     model VARCHAR NOT NULL,
     run_id VARCHAR NOT NULL,
     failed_at TIMESTAMP_LTZ NOT NULL,
-    file VARCHAR NOT NULL
+    stage_file VARCHAR NOT NULL
 );
 
 CREATE TABLE IF NOT EXISTS runs (record VARIANT);

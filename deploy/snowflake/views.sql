@@ -3,20 +3,20 @@
 CREATE OR REPLACE VIEW all_embeddings AS
 SELECT
     *,
-    SPLIT_PART(SPLIT_PART(file, '/model=', 2), '/', 1) AS model,
-    TO_DATE(SPLIT_PART(SPLIT_PART(file, '/dt=', 2), '/', 1)) AS dt
+    SPLIT_PART(SPLIT_PART(stage_file, '/model=', 2), '/', 1) AS model,
+    TO_DATE(SPLIT_PART(SPLIT_PART(stage_file, '/dt=', 2), '/', 1)) AS dt
 FROM embeddings;
 
 CREATE OR REPLACE VIEW all_predictions AS
 SELECT
     *,
-    SPLIT_PART(SPLIT_PART(file, '/label_set=', 2), '/', 1) AS label_set,
-    SPLIT_PART(SPLIT_PART(file, '/model=', 2), '/', 1) AS model,
-    TO_DATE(SPLIT_PART(SPLIT_PART(file, '/dt=', 2), '/', 1)) AS dt
+    SPLIT_PART(SPLIT_PART(stage_file, '/label_set=', 2), '/', 1) AS label_set,
+    SPLIT_PART(SPLIT_PART(stage_file, '/model=', 2), '/', 1) AS model,
+    TO_DATE(SPLIT_PART(SPLIT_PART(stage_file, '/dt=', 2), '/', 1)) AS dt
 FROM predictions;
 
 CREATE OR REPLACE VIEW all_failures AS
-SELECT *, TO_DATE(SPLIT_PART(SPLIT_PART(file, '/dt=', 2), '/', 1)) AS dt
+SELECT *, TO_DATE(SPLIT_PART(SPLIT_PART(stage_file, '/dt=', 2), '/', 1)) AS dt
 FROM failures;
 
 CREATE OR REPLACE VIEW current_label_sets AS
