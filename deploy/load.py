@@ -63,12 +63,11 @@ _EPOCH = datetime.datetime.fromtimestamp(0, datetime.UTC)
 
 
 def _written(details: Mapping[str, Any]) -> datetime.datetime:
-    """When a file was written, by the name that its store gives it."""
-    time = details.get("LastModified") or details.get("mtime")
+    """When a file was written, by the name that its store gives it; now if it does not tell."""
+    names = ("LastModified", "mtime", "last_modified")
+    time = next(filter(None, map(details.get, names)), None)
     if isinstance(time, int | float):
         return datetime.datetime.fromtimestamp(time, datetime.UTC)
-    if isinstance(time, str):
-        time = datetime.datetime.fromisoformat(time)
     return time if isinstance(time, datetime.datetime) else datetime.datetime.now(datetime.UTC)
 
 

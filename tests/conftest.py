@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 import pytest
 from checkpoints import make_checkpoint
 from PIL import Image
-from warehouses import make_tables
+from threenights import make_tables
 
 from pipelines import tag
 
@@ -55,7 +55,7 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def nightly(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of three nights (`warehouses.make_tables`), which no test may change."""
+    """The output of three nights (`threenights.make_tables`), which no test may change."""
     return make_tables(tmp_path_factory.mktemp("nightly"))
 
 

@@ -268,7 +268,7 @@ def test_an_output_is_named_when_it_is_asked_and_literally(job: Job, archive, tm
 
 @pytest.mark.parametrize("scheme", ["gs", "s3"])
 def test_an_output_in_a_bucket(nightly, scheme):
-    """By fsspec, as README.md beside the views says: DuckDB's own httpfs is no Python package."""
+    """By fsspec, as README.md beside the views says: this DuckDB has no httpfs as a package."""
     local = Views(nightly)
     with both_stores("tables"):
         bucket = fsspec.filesystem(scheme, default_cache_type="none")
