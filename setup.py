@@ -15,6 +15,8 @@ EXTRAS = {
     "hf": ["transformers>=4.40", "sentencepiece>=0.2"],
     # JPEG decoding on the device (nvJPEG): it comes inside torchvision's ordinary wheels.
     "gpu": ["torchvision>=0.20"],
+    # The client that Beam's writer to Milvus needs (deploy/milvus).
+    "milvus": ["pymilvus>=3.0"],
     # Everything that submits to Dataflow.
     "gcp": ["apache-beam[gcp]>=2.77,<2.78"],
 }
@@ -27,6 +29,8 @@ DEV = [
     "gcp-storage-emulator>=2024.8",
     "hypothesis>=6.100",
     "jsonschema>=4.20",
+    # A Milvus in one process.
+    "milvus-lite>=3.2",
     "moto[s3]>=5",
     "mypy>=1.11",
     "pandas>=2.2",
@@ -37,6 +41,8 @@ DEV = [
     "ruff>=0.6",
     # What the figures of `beamtag evaluate` are compared with.
     "scikit-learn>=1.5",
+    # Reads the SQL of warehouses that cannot be had here.
+    "sqlglot>=30",
     "types-PyYAML",
 ]
 
@@ -76,7 +82,13 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
     ],
-    extras_require={**EXTRAS, "dev": [*EXTRAS["s3"], *EXTRAS["heic"], *EXTRAS["hf"], *DEV]},
+    extras_require={
+        **EXTRAS,
+        "dev": [
+            *(name for extra in ("s3", "heic", "hf", "milvus") for name in EXTRAS[extra]),
+            *DEV,
+        ],
+    },
     entry_points={"console_scripts": ["beamtag = pipelines.cli:run"]},
     zip_safe=False,
 )

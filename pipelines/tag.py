@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -91,8 +92,12 @@ def _check_inputs(spec: TagSpec) -> None:
             check_prunable(spec.inputs)
         except PruneError as error:
             raise UsageError(str(error)) from error
-    if taken := RESERVED.intersection(spec.run.carry):
+    # Warehouses do not tell names apart by case.
+    names = Counter(name.lower() for name in spec.run.carry)
+    if taken := RESERVED.intersection(names):
         raise UsageError(f"--carry: the tables have a column {min(taken)} of their own")
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UsageError(f"--carry: two columns would be {twice[0]} to a warehouse")
     check_inputs(spec.inputs, spec.run.carry)
 
 

@@ -14,6 +14,7 @@ import pyarrow.dataset as ds
 import pytest
 from checkpoints import make_checkpoint
 from PIL import Image
+from threenights import make_tables
 
 from pipelines import tag
 
@@ -50,6 +51,12 @@ def write_pictures(folder: Path, count: int, width: int = 64, height: int = 48) 
 @pytest.fixture(scope="session")
 def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("models") / "vit")
+
+
+@pytest.fixture(scope="session")
+def nightly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of three nights (`threenights.make_tables`), which no test may change."""
+    return make_tables(tmp_path_factory.mktemp("nightly"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Real object stores on loopback, speaking the real protocols, started and stopped by the tests."""
+"""Real stores on loopback, speaking the real protocols, started and stopped by the tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import fsspec
 import pytest
@@ -24,8 +24,29 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=1).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _listens(url: str) -> bool:
+    host, _, port = url.rpartition("/")[2].partition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
-def _serving(command: list[str], url: str) -> Iterator[str]:
+def _serving(
+    command: list[str], url: str, answers: Callable[[str], bool] = _answers
+) -> Iterator[str]:
     """A server's process, once it answers; gives its URL."""
     # Into a file: a pipe that nobody reads is full after some hundred lines of an access log, and
     # then the server waits for ever.
@@ -35,7 +56,7 @@ def _serving(command: list[str], url: str) -> Iterator[str]:
     ):
         try:
             deadline = time.monotonic() + START_TIMEOUT_S
-            while not _answers(url):
+            while not answers(url):
                 if process.poll() is not None or time.monotonic() > deadline:
                     process.kill()
                     said.seek(0)
@@ -44,16 +65,6 @@ def _serving(command: list[str], url: str) -> Iterator[str]:
             yield url
         finally:
             process.kill()
-
-
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=1).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 @contextlib.contextmanager
@@ -74,6 +85,17 @@ def gcs_server() -> Iterator[str]:
         "--host=127.0.0.1", f"--port={port}",
     ]  # fmt: skip
     with _serving(command, f"http://127.0.0.1:{port}") as url:
+        yield url
+
+
+@contextlib.contextmanager
+def milvus_server(folder: str) -> Iterator[str]:
+    """milvus-lite's server, over gRPC as Milvus itself."""
+    port = free_port()
+    command = [
+        sys.executable, "-m", "milvus_lite", "server", f"--data-dir={folder}", f"--port={port}",
+    ]  # fmt: skip
+    with _serving(command, f"http://127.0.0.1:{port}", _listens) as url:
         yield url
 
 

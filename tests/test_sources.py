@@ -209,6 +209,8 @@ def test_rows_that_cannot_be_used_are_failures(job: Job, shelf):
         ("list.parquet", b"not parquet", [], "list.parquet"),
         ("list.txt", b"a.jpg", ["--carry=owner"], "owner"),
         ("list.csv", b"uri\nx\n", ["--carry=label"], "column label of their own"),
+        ("list.csv", b"uri,Label\nx,y\n", ["--carry=Label"], "column label of their own"),
+        ("list.csv", b"uri,a,A\nx,y,z\n", ["--carry=a,A"], "two columns would be a"),
     ],
 )
 def test_a_manifest_that_cannot_be_meant(job: Job, shelf, name, content, flags, message):
