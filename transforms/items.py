@@ -57,11 +57,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Room:
-    """Bounds what is in memory at a time, in units of it: only what is large ever waits.
-
-    A bound on the number of decoders instead, as many as there are cores, left one idle at every
-    handing-over: decoding alone took 12 to 22 % longer.
-    """
+    """Bounds what is in memory at a time, in units of it: only what is large ever waits."""
 
     def __init__(self, units: int) -> None:
         self._limit = self._free = units
