@@ -26,6 +26,8 @@ BOOT = BUILD / "bin" / "container"
 """Beam's own program that starts a Python worker."""
 
 STARTS_WITHIN_S = 90
+KEPT_S = 8
+"""How long a worker outlives its stage; a job that starts over sooner would get the dead one."""
 # Of Flink's own configuration for Java 17.
 _OPENED = [
     "java.lang", "java.lang.invoke", "java.lang.reflect", "java.io", "java.net", "java.nio",
@@ -78,7 +80,7 @@ class Cluster:
             f"--parallelism={len(self.task_managers)}",
             f"--job_endpoint=localhost:{self.job_port}",
             "--environment_type=PROCESS",
-            "--environment_cache_millis=60000",
+            f"--environment_cache_millis={KEPT_S * 1000}",
             f"--environment_config={json.dumps({'command': str(BOOT)})}",
         ]
 
@@ -97,8 +99,8 @@ class Cluster:
             # As deploy/flink says of these.
             "classloader.resolve-order": "parent-first",
             "restart-strategy.type": "fixed-delay",
-            "restart-strategy.fixed-delay.attempts": 20,
-            "restart-strategy.fixed-delay.delay": "1 s",
+            "restart-strategy.fixed-delay.attempts": 5,
+            "restart-strategy.fixed-delay.delay": f"{2 * KEPT_S} s",
             "heartbeat.interval": 2000,
             "heartbeat.timeout": 10000,
             "io.tmp.dirs": self.folder / "tmp",
