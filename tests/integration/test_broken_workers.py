@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import signal
 import socket
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,4 +103,39 @@ def test_a_task_manager_killed(
     wait_for("the job manager to see it", lambda: flink.slots == 1, within_s=60)
     flink.start_task_manager()
     assert job.ends(within_s=600) == 0, job.err
+    assert_whole(output, held.inputs, held.expected)
+
+
+def test_a_python_worker_killed_on_prism(jobs: Jobs, held: Held, tmp_path: Path):
+    """Prism gives up then: the job says so, and the next goes on from what is there."""
+    held.server.reset()
+    output = tmp_path / "out"
+    job = ON_PRISM.start(jobs, *held.argv, f"--output={output}")
+    wait_for("a worker that waits", held.waits)
+    (worker,) = held.workers()
+    os.kill(worker, signal.SIGKILL)
+    assert job.ends(within_s=120) == 1
+    print(job.err)
+    assert records(output)[-1]["status"] == "failed"
+    ON_PRISM.run(jobs, *held.argv, f"--output={output}")
+    assert_whole(output, held.inputs, held.expected)
+
+
+def test_a_job_that_is_told_to_end_does_not_go_on_elsewhere(
+    engine: Engine, jobs: Jobs, held: Held, tmp_path: Path, request: pytest.FixtureRequest
+):
+    held.server.reset()
+    output = tmp_path / "out"
+    job = engine.start(jobs, *held.argv, f"--output={output}")
+    wait_for("a worker that waits", held.waits, within_s=300)
+    job.send("SIGTERM")
+    assert job.ends(within_s=30) == 1
+    assert job.err.splitlines()[-1].startswith("beamtag tag: failed: interrupted; ")
+    assert records(output)[-1]["status"] == "interrupted"
+    if engine is not ON_PRISM:
+        flink: Cluster = request.getfixturevalue("flink")
+        wait_for("the job's end", lambda: flink.asked("/overview")["jobs-cancelled"] == 1)
+    # Without a server, or with one that has ended the job, no worker waits any more.
+    wait_for("the worker's end", lambda: not held.workers())
+    engine.run(jobs, *held.argv, f"--output={output}")
     assert_whole(output, held.inputs, held.expected)
