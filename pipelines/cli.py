@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Sequence
@@ -54,7 +55,11 @@ def _help() -> str:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process now: threads of a job that was broken off may wait for a store yet."""
+    """End the process now: threads of a job that was broken off may wait for a store yet.
+
+    What has asked to be told of the end is: Beam stops its job servers and workers by that.
+    """
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -46,6 +46,9 @@ def set_up_logging(*, quiet: bool, local: bool) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     # Beam warns on the root logger of clients and modules that this job does not use.
     logging.getLogger().addFilter(lambda record: record.levelno >= logging.ERROR)
+    # Some set their own loggers' level, such as that of the job server's output.
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: record.name == logger.name or record.levelno >= level)
     # The hub's client tells of every retry, twice; what came of them is in our own error.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # These log what they raise; a raised error is a row of failures, or our own line.

@@ -33,6 +33,8 @@ logger = logging.getLogger("beamtag")
 Spec = TypeVar("Spec", bound=JobSpec)
 
 _STAGE = re.compile(r" \[while running '.*'\]$")
+_RAISED = re.compile(r"^  .*\n(\S.*)", re.M)
+"""What stands behind the frames of a traceback."""
 _OWN_ERROR = re.compile(
     r"(?:transforms\.\w+\.)?"
     "(ModelError|PublishError|LostPlaceError|PruneError|TooManyFailuresError|DamagedError"
@@ -171,7 +173,7 @@ def _run_in_place(
         _tidy_up(spec.run.output, place)
         build(pipeline, record_url)
         with report.live_progress(shown=spec.is_local and not (spec.quiet or spec.json)):
-            pipeline.run().wait_until_finish()
+            _wait_for(pipeline.run())
         if spec.is_local:
             _tell_of_model(record_url)
         afterwards(record_url)
@@ -179,6 +181,20 @@ def _run_in_place(
     except (Exception, KeyboardInterrupt) as error:
         return _broken(job, error, record_url, header, traced=not (spec.quiet or spec.json))
     return report.close(job, record_url, quiet=spec.quiet, as_json=spec.json)
+
+
+def _wait_for(result: Any) -> None:
+    """Wait for a job's end; one that this process is told to leave is not left running."""
+    try:
+        result.wait_until_finish()
+    except KeyboardInterrupt:
+        # Elsewhere it would go on without a place on the output. A local run has ended.
+        try:
+            result.cancel()
+        # Whatever the runner says: the job server may have been stopped first.
+        except Exception as error:
+            logger.warning("the job may still run, it was not cancelled: %s", one_line(error))
+        raise
 
 
 def _tidy_up(output: str, place: Place) -> None:
@@ -344,7 +360,12 @@ def _print_trace(error: BaseException) -> None:
 
 def one_line(error: BaseException) -> str:
     """What went wrong, in one line."""
-    lines = str(error).strip().splitlines()
+    said = str(error).strip()
+    if isinstance(error, RuntimeError) and "Traceback (most recent call last)" in said:
+        # A runner's: the last is what Beam raised in the worker, as its wrapper below.
+        raised = _RAISED.findall(said)
+        return _STAGE.sub("", raised[-1].removeprefix("RuntimeError: ")) if raised else said.splitlines()[0]
+    lines = said.splitlines()
     if lines and _STAGE.search(lines[-1]) and isinstance(error, RuntimeError):
         return lines[0]  # Beam's wrapper: the cause with its type, and the stage it was in
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,197 @@
+"""A real Flink cluster on this machine, with Beam's job server: what `make flink` has fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from servers import free_port
+
+REPOSITORY = Path(__file__).parents[2]
+BUILD = REPOSITORY / "build"
+PRISM = BUILD / "bin" / "prism"
+BOOT = BUILD / "bin" / "container"
+"""Beam's own program that starts a Python worker."""
+
+STARTS_WITHIN_S = 90
+KEPT_S = 8
+"""How long a worker outlives its stage; a job that starts over sooner would get the dead one."""
+# Of Flink's own configuration for Java 17.
+_OPENED = [
+    "java.lang", "java.lang.invoke", "java.lang.reflect", "java.io", "java.net", "java.nio",
+    "java.text", "java.time", "java.util", "java.util.concurrent", "java.util.concurrent.atomic",
+    "java.util.concurrent.locks", "sun.nio.ch",
+]  # fmt: skip
+_JAVA = ["java", *(f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in _OPENED)]
+
+
+def worker_environment() -> dict[str, str]:
+    """Of whatever starts Python workers: they run this checkout, by this Python."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT": "1",
+        # Several workers share this machine's cores.
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def wait_for(what: str, holds: Callable[[], bool], within_s: float = STARTS_WITHIN_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline, f"{what}: not within {within_s:.0f} s"
+        time.sleep(0.2)
+
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@dataclass
+class Cluster:
+    """A job manager, task managers of one slot each, and a job server; logs lie in `folder`."""
+
+    folder: Path
+    rest_port: int = field(default_factory=free_port)
+    job_port: int = field(default_factory=free_port)
+    task_managers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    others: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def flags(self) -> list[str]:
+        """Of a job: it runs here, its workers started by the task managers."""
+        return [
+            "--runner=PortableRunner",
+            f"--parallelism={len(self.task_managers)}",
+            f"--job_endpoint=localhost:{self.job_port}",
+            "--environment_type=PROCESS",
+            f"--environment_cache_millis={KEPT_S * 1000}",
+            f"--environment_config={json.dumps({'command': str(BOOT)})}",
+        ]
+
+    def start(self, task_managers: int = 2) -> None:
+        settings = {
+            "jobmanager.rpc.address": "localhost",
+            "jobmanager.rpc.port": free_port(),
+            "jobmanager.memory.process.size": "1024m",
+            "taskmanager.memory.process.size": "1800m",
+            # A job of ours has many exchanges, and each takes its buffers.
+            "taskmanager.memory.network.min": "256m",
+            "taskmanager.numberOfTaskSlots": 1,
+            "rest.port": self.rest_port,
+            "rest.address": "localhost",
+            "parallelism.default": task_managers,
+            # As deploy/flink says of these.
+            "classloader.resolve-order": "parent-first",
+            "restart-strategy.type": "fixed-delay",
+            "restart-strategy.fixed-delay.attempts": 5,
+            "restart-strategy.fixed-delay.delay": f"{2 * KEPT_S} s",
+            "heartbeat.interval": 2000,
+            "heartbeat.timeout": 10000,
+            "io.tmp.dirs": self.folder / "tmp",
+        }
+        (self.folder / "tmp").mkdir()
+        told = "".join(f"{key}: {value}\n" for key, value in settings.items())
+        (self.folder / "config.yaml").write_text(told)
+        main = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
+        self.others.append(self._flink("jobmanager", main, "GET_JM_RESOURCE_PARAMS"))
+        for _ in range(task_managers):
+            self.start_task_manager()
+        self.others.append(
+            self._java(
+                "jobserver",
+                [BUILD / "jobserver"],
+                "org.apache.beam.runners.flink.FlinkJobServerDriver",
+                [f"--flink-master=localhost:{self.rest_port}", f"--job-port={self.job_port}",
+                 "--artifact-port=0", "--expansion-port=-1",
+                 f"--artifacts-dir={self.folder / 'staged'}"],
+            )
+        )  # fmt: skip
+        wait_for("the task managers", lambda: self.slots == task_managers)
+        wait_for("the job server", lambda: answers(self.job_port))
+
+    def start_task_manager(self) -> None:
+        main = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
+        name = f"taskmanager-{len(self.task_managers)}"
+        self.task_managers.append(self._flink(name, main, "GET_TM_RESOURCE_PARAMS"))
+
+    @property
+    def slots(self) -> int:
+        """How many slots the job manager knows of; 0 while there is none to ask."""
+        with contextlib.suppress(OSError):
+            total: int = self.asked("/overview")["slots-total"]
+            return total
+        return 0
+
+    def asked(self, path: str) -> Any:
+        """What the job manager answers."""
+        with urllib.request.urlopen(f"http://localhost:{self.rest_port}{path}", timeout=5) as said:
+            return json.load(said)
+
+    def stop(self) -> None:
+        for process in [*self.task_managers, *self.others]:
+            # With the workers that it has started.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _flink(self, name: str, main: str, resources: str) -> subprocess.Popen[bytes]:
+        """With the memory that Flink's own scripts would give it."""
+        told = subprocess.run(
+            ["java", "-cp", f"{BUILD}/flink/bin/*:{BUILD}/flink/lib/*",
+             "org.apache.flink.runtime.util.bash.BashJavaUtils", resources,
+             "--configDir", str(self.folder)],
+            check=True, capture_output=True, text=True,
+        ).stdout.splitlines()  # fmt: skip
+        jvm, dynamic = (
+            shlex.split(line.partition(":")[2])
+            for line in told
+            if line.startswith("BASH_JAVA_UTILS_EXEC_RESULT:")
+        )
+        arguments = ["--configDir", str(self.folder), *dynamic]
+        # With Beam's jars: a worker outlives its stage only where Flink itself has loaded them.
+        jars = [BUILD / "flink" / "lib", BUILD / "jobserver"]
+        return self._java(name, jars, main, arguments, jvm)
+
+    def _java(
+        self,
+        name: str,
+        jars: list[Path],
+        main: str,
+        arguments: list[str],
+        jvm: list[str] | None = None,
+    ) -> subprocess.Popen[bytes]:
+        # Log4j's own default: to standard output.
+        path = ":".join(f"{folder}/*" for folder in jars)
+        command = [*_JAVA, *(jvm or []), "-Dlog4j2.level=INFO", "-cp", path, main]
+        with (self.folder / f"{name}.log").open("wb") as log:
+            return subprocess.Popen(
+                [*command, *arguments],
+                env=worker_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[Cluster]:
+    started = Cluster(folder)
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
