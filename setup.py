@@ -25,6 +25,8 @@ DEV = [
     "flask>=3",
     "flask-cors>=4",
     "gcp-storage-emulator>=2024.8",
+    # What Beam's Dataflow runner needs of the `gcp` extra, which brings every other client too.
+    "google-cloud-dataflow-client>=0.13,<0.14",
     "hypothesis>=6.100",
     "jsonschema>=4.20",
     "moto[s3]>=5",
