@@ -15,8 +15,8 @@ EXTRAS = {
     "hf": ["transformers>=4.40", "sentencepiece>=0.2"],
     # JPEG decoding on the device (nvJPEG): it comes inside torchvision's ordinary wheels.
     "gpu": ["torchvision>=0.20"],
-    # Everything that submits to Dataflow.
-    "gcp": ["apache-beam[gcp]>=2.77,<2.78"],
+    # What submits to Dataflow: of Beam's own `gcp` extra what its runner needs.
+    "gcp": ["google-cloud-dataflow-client>=0.13,<0.14", "google-cloud-storage>=2.18"],
 }
 
 DEV = [
@@ -25,8 +25,6 @@ DEV = [
     "flask>=3",
     "flask-cors>=4",
     "gcp-storage-emulator>=2024.8",
-    # What Beam's Dataflow runner needs of the `gcp` extra, which brings every other client too.
-    "google-cloud-dataflow-client>=0.13,<0.14",
     "hypothesis>=6.100",
     "jsonschema>=4.20",
     "moto[s3]>=5",
@@ -76,7 +74,10 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
     ],
-    extras_require={**EXTRAS, "dev": [*EXTRAS["s3"], *EXTRAS["heic"], *EXTRAS["hf"], *DEV]},
+    extras_require={
+        **EXTRAS,
+        "dev": [*EXTRAS["s3"], *EXTRAS["heic"], *EXTRAS["hf"], *EXTRAS["gcp"], *DEV],
+    },
     entry_points={"console_scripts": ["beamtag = pipelines.cli:run"]},
     zip_safe=False,
 )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipelines import report
 from pipelines.config import beam_parser
 from pipelines.groups import UsageError
-from pipelines.options import JobSpec
+from pipelines.options import DATAFLOW, JobSpec
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -137,8 +137,6 @@ def run_graph(
 
 def _dry_run(job: str, spec: JobSpec, build: Callable[[beam.Pipeline, str], None]) -> int:
     """Make Dataflow's job of the graph as its runner does, and submit and write nothing."""
-    from pipelines.options import DATAFLOW
-
     if spec.runner != DATAFLOW:
         raise UsageError(f"--dry_run is a flag of {DATAFLOW}; for other runs there is --explain")
     pipeline = _pipeline(spec)
@@ -179,7 +177,8 @@ def _run_in_place(
         with report.live_progress(shown=spec.is_local and not (spec.quiet or spec.json)):
             result = pipeline.run()
             if not spec.is_local:
-                place.goes_on_in(job_of(result, pipeline.options))
+                if name := job_of(pipeline.options):
+                    place.goes_on_in(name)
                 if spec.detach:
                     return _detached(job, spec, record_url, place)
             _wait_for(result)
@@ -286,10 +285,14 @@ def _broken(
 
 
 def _beam_options(spec: JobSpec) -> Any:
-    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
     runner = [] if spec.is_local else [f"--runner={spec.runner}"]
-    return PipelineOptions([*spec.beam_args, *runner])
+    options = PipelineOptions([*spec.beam_args, *runner])
+    if spec.runner == DATAFLOW and not options.view_as(GoogleCloudOptions).job_name:
+        # By this the lock names the job.
+        options.view_as(GoogleCloudOptions).job_name = f"beamtag-{spec.run.run_id.lower()}"
+    return options
 
 
 def _refuse_unknown(job: str, arguments: Sequence[str]) -> None:

@@ -28,6 +28,9 @@ WATCH_S = 6 * BEAT_S
 SETTLE_S = 0.5
 """How long a store that may ignore conditions is given to show a rival's lock."""
 
+JobRuns = Callable[[str, datetime], bool | None]
+"""Says of a job, and of when a lock named it last, whether it runs; None where nobody can tell."""
+
 _TRIES = 10
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _RUN_ID = re.compile(r"[0-9A-Za-z][\w.-]*", re.ASCII)
@@ -243,7 +246,7 @@ def take_place(
     run_id: str,
     *,
     take_over: bool = False,
-    job_runs: Callable[[str], bool | None] = lambda job: None,
+    job_runs: JobRuns = lambda job, seen: None,
     beat_s: float = BEAT_S,
     watch_s: float = WATCH_S,
     settle_s: float = SETTLE_S,
@@ -287,14 +290,14 @@ def _outlived(
     output: str,
     lock_object: LockObject,
     seen: Seen,
-    job_runs: Callable[[str], bool | None],
+    job_runs: JobRuns,
     beat_s: float,
     watch_s: float,
 ) -> Seen | None:
     """The lock once its run is certain to be dead, None if it went away; or raises `HeldError`."""
     lock = _Lock.parse(seen.content)
     lives = lock.lives() if lock else None
-    if lock and (lives or (lock.job and job_runs(lock.job) is not False)):
+    if lock and (lives or (lock.job and job_runs(lock.job, _parsed(lock.seen)) is not False)):
         raise _held(output, lock, (_parsed(_now()) - _parsed(lock.seen)).total_seconds())
     if lives is None:
         logger.info(

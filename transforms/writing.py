@@ -54,6 +54,10 @@ class TooManyFailuresError(Exception):
     """More items have failed than a run is to go on with."""
 
 
+class UnfinishedError(Exception):
+    """A run that nobody waits for has not finished: its job is to fail, as a command would."""
+
+
 @dataclass
 class WriteShards(beam.PTransform[beam.PCollection[TaggedBatch], beam.PCollection[Account]]):
     """Tagged batches to the files of their shards; gives each shard's account.
@@ -327,7 +331,8 @@ class WriteRunRecord(beam.PTransform[beam.PCollection[Account], beam.PCollection
     """Accounts of listing and of shards to `runs/<run_id>.json`; gives the record's URL.
 
     `header` is what is known before anything ran; it stands first in the record. With `gives_back`
-    the run's place is given back then: nobody waits for its end.
+    nobody waits for the run's end: its place is given back then, and a run that is not `finished`
+    fails its job.
     """
 
     url: str
@@ -362,11 +367,14 @@ def write_run_record(
     max_failures: MaxFailures | None = None,
     gives_back: bool = False,
 ) -> str:
-    """Write a finished run's record and give its URL."""
+    """Write a finished run's record and give its URL. Raises `UnfinishedError`, see above."""
     use_storage_options(storage_options or {})
-    publish_record(url, {**header, **finished(account, header["started_at"], max_failures)})
+    record = {**header, **finished(account, header["started_at"], max_failures)}
+    publish_record(url, record)
     if gives_back:
         give_back(header["output"], header["run_id"])
+        if record["status"] != "finished":
+            raise UnfinishedError(f"{url}: the run is {record['status']}")
     return url
 
 
