@@ -285,13 +285,20 @@ def _broken(
 
 
 def _beam_options(spec: JobSpec) -> Any:
-    from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+    from apache_beam.options.pipeline_options import (
+        GoogleCloudOptions,
+        PipelineOptions,
+        SetupOptions,
+    )
 
     runner = [] if spec.is_local else [f"--runner={spec.runner}"]
     options = PipelineOptions([*spec.beam_args, *runner])
     if spec.runner == DATAFLOW and not options.view_as(GoogleCloudOptions).job_name:
         # By this the lock names the job.
         options.view_as(GoogleCloudOptions).job_name = f"beamtag-{spec.run.run_id.lower()}"
+    if options.view_as(SetupOptions).save_main_session is None:
+        # Whatever is sent is defined in a module of the package.
+        options.view_as(SetupOptions).save_main_session = False
     return options
 
 
