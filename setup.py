@@ -33,6 +33,7 @@ DEV = [
     "pandas-stubs",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
+    "python-hcl2>=7",
     "resvg-py>=0.1.5",
     "ruff>=0.6",
     # What the figures of `beamtag evaluate` are compared with.
