@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= build/demo
 
-.PHONY: setup demo test check format bench clean
+.PHONY: setup demo test check format bench airflow clean
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,14 @@ format: setup
 
 bench: setup
 	$(BIN)/python tests/benchmarks/run_all.py
+
+# An Airflow in an environment of its own, for tests/integration/test_airflow.py.
+airflow: build/airflow/.installed
+
+build/airflow/.installed: deploy/airflow/requirements.txt
+	test -x build/airflow/bin/python || $(PYTHON) -m venv build/airflow
+	build/airflow/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -17,8 +17,8 @@ EXTRAS = {
     "gpu": ["torchvision>=0.20"],
     # The client that Beam's writer to Milvus needs (deploy/milvus).
     "milvus": ["pymilvus>=3.0"],
-    # Everything that submits to Dataflow.
-    "gcp": ["apache-beam[gcp]>=2.77,<2.78"],
+    # What submits to Dataflow: of Beam's own `gcp` extra what its runner needs.
+    "gcp": ["google-cloud-dataflow-client>=0.13,<0.14", "google-cloud-storage>=2.18"],
 }
 
 DEV = [
@@ -37,6 +37,7 @@ DEV = [
     "pandas-stubs",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
+    "python-hcl2>=7",
     "resvg-py>=0.1.5",
     "ruff>=0.6",
     # What the figures of `beamtag evaluate` are compared with.
@@ -85,7 +86,7 @@ setup(
     extras_require={
         **EXTRAS,
         "dev": [
-            *(name for extra in ("s3", "heic", "hf", "milvus") for name in EXTRAS[extra]),
+            *(name for extra in ("s3", "heic", "hf", "gcp", "milvus") for name in EXTRAS[extra]),
             *DEV,
         ],
     },

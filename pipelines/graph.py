@@ -67,7 +67,8 @@ def build(
     _ = (
         (skipped, shards | "AccountShards" >> beam.Map(_account_of), written, scored)
         | "Accounts" >> beam.Flatten()
-        | "WriteRunRecord" >> WriteRunRecord(record_url, header, stores, spec.max_failures)
+        | "WriteRunRecord"
+        >> WriteRunRecord(record_url, header, stores, spec.max_failures, gives_back=spec.detach)
     )
 
 
@@ -89,7 +90,9 @@ def build_rescore(
     none_new = pipeline | "NewShards" >> beam.Create([0])
     label_vectors = _label_vectors(pipeline, spec, model, none_new, stored=bool(unscored))
     accounts = _scored(pipeline, spec, model, unscored, label_vectors)
-    _ = accounts | "WriteRunRecord" >> WriteRunRecord(record_url, header, spec.storage_options)
+    _ = accounts | "WriteRunRecord" >> WriteRunRecord(
+        record_url, header, spec.storage_options, gives_back=spec.detach
+    )
 
 
 def _label_vectors(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from argparse import _ActionsContainer
-from typing import NoReturn
+from collections.abc import Iterable
+from typing import Any, NoReturn
 
 from pipelines import checks
+from pipelines.config import SWITCH, ConfigError, Told, default_of, given, option_name, read_config
 from transforms.labels import builtin_label_sets
 from transforms.records import ReadLimits
 
@@ -18,7 +21,7 @@ class UsageError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors of one line and names that may not be shortened."""
+    """argparse, with errors of one line, names that may not be shortened, and `--config`."""
 
     def __init__(self, prog: str, description: str, epilog: str) -> None:
         super().__init__(
@@ -28,10 +31,66 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.add_argument(
+            "--config",
+            type=checks.nonempty,
+            metavar="FILE",
+            help="a YAML file, local or remote, of options by their names; the command line wins",
+        )
+
+    def parse_known_args(
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """As argparse, with what the file of `--config` tells behind the command line.
+
+        `--flag=true` and `--flag=false` are taken of flags that have no value. The namespace's
+        `told` has every option of the job, and those of Beam that were told. Raises `UsageError`.
+        """
+        argv = list(sys.argv[1:] if args is None else args)
+        switches = {
+            name
+            for action in self._actions
+            if action.nargs == 0 and (name := option_name(action)) is not None
+        }
+        told = given(argv, switches)
+        for name in switches & told.keys():
+            argv = _switched(argv, name)
+        config = self._config(told)
+        flags = [flag for option in config.values() for flag in option.flags]
+        namespace, rest = super().parse_known_args([*flags, *argv], namespace)
+        told = {**config, **told}
+        own = {name: action for action in self._actions if (name := option_name(action))}
+        namespace.told = tuple(
+            [told.get(name) or default_of(action) for name, action in own.items()]
+            + [option for name, option in told.items() if name not in own]
+        )
+        return namespace, rest
+
+    def _config(self, told: dict[str, Told]) -> dict[str, Told]:
+        if "config" not in told or "help" in told:
+            return {}
+        # Not at the top: --help does not wait for fsspec.
+        from transforms.storage import use_storage_options
+
+        if "storage_options" in told:
+            try:
+                use_storage_options(checks.storage_options(told["storage_options"].values[-1]))
+            except argparse.ArgumentTypeError as error:
+                self.error(f"argument --storage_options: {error}")
+        try:
+            return read_config(told["config"].values[-1], self, told)
+        except ConfigError as error:
+            raise UsageError(str(error)) from error
 
     def error(self, message: str) -> NoReturn:
         """Raise `UsageError`."""
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def _switched(argv: list[str], name: str) -> list[str]:
+    """The words with `--name=true` and `--name=false` as argparse knows them."""
+    words = {f"--{name}={text}": [f"--{name}"] if on else [] for text, on in SWITCH.items()}
+    return [word for given_word in argv for word in words.get(given_word, [given_word])]
 
 
 def add_output(group: _ActionsContainer, what: str, required: bool = True) -> None:
@@ -146,9 +205,9 @@ def add_limits(group: _ActionsContainer) -> None:
     group.add_argument(
         "--background",
         type=checks.colour,
-        default=(255, 255, 255),
+        default="ffffff",
         metavar="RRGGBB",
-        help="what transparent pictures are laid on (default: ffffff)",
+        help="what transparent pictures are laid on (default: %(default)s)",
     )
 
 
@@ -182,6 +241,16 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         "--runner",
         default="FnApiRunner",
         help="a Beam runner (default: a local run; DirectRunner means the same)",
+    )
+    group.add_argument(
+        "--detach",
+        action="store_true",
+        help="with DataflowRunner: do not wait for the job's end, which writes the run's record",
+    )
+    group.add_argument(
+        "--explain",
+        action="store_true",
+        help="print every option with where it was told, the graph and the files; run nothing",
     )
     group.add_argument("--quiet", action="store_true", help="print nothing but errors")
     group.add_argument(

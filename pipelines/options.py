@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.config import Told
 from pipelines.flags import tag_parser
 from pipelines.groups import UsageError, limits_of
 from transforms.accounting import MaxFailures
@@ -30,6 +31,7 @@ from transforms.records import (
 )
 
 LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner")
+DATAFLOW = "DataflowRunner"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,9 @@ class JobSpec:
     take_over: bool
     runner: str
     beam_args: tuple[str, ...]
+    detach: bool
+    explain: bool
+    told: tuple[Told, ...]
     quiet: bool
     json: bool
 
@@ -81,6 +86,8 @@ def parse_tag(argv: Sequence[str], prog: str = "beamtag tag") -> TagSpec:
     """Read a tag job's command line. Raises `UsageError`; label files are read and checked."""
     options, beam_args = tag_parser(prog).parse_known_args(argv)
     refuse_stray(beam_args, prog)
+    if options.detach and options.prune:
+        raise UsageError("--prune needs the run's end, and --detach does not wait for it")
     model = ModelSpec(
         options.model,
         options.pretrained,
@@ -111,6 +118,8 @@ def shared(
     carry: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The fields of `JobSpec`. Raises `UsageError`; label files are read and checked."""
+    if options.detach and options.runner != DATAFLOW:
+        raise UsageError(f"--detach goes with --runner={DATAFLOW}: other jobs are waited for")
     now = datetime.datetime.now(datetime.UTC)
     return {
         "storage_options": options.storage_options,
@@ -128,6 +137,9 @@ def shared(
         "take_over": options.take_over,
         "runner": options.runner,
         "beam_args": tuple(beam_args),
+        "detach": options.detach,
+        "explain": options.explain,
+        "told": options.told,
         "quiet": options.quiet,
         "json": options.json,
     }

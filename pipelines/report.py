@@ -54,9 +54,22 @@ def set_up_logging(*, quiet: bool, local: bool) -> None:
     # These log what they raise; a raised error is a row of failures, or our own line.
     for name in ("PIL", "gcsfs"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if not (local or quiet):
+        _let_dataflow_speak()
     if local:
         # What a stage raises here reaches the job itself, which prints it once.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+
+
+def _let_dataflow_speak() -> None:
+    """The job's id, its page in the console, its states: of all that Beam logs of a submission."""
+    said = ("Created job with id", "To access the Dataflow", "Job %s is in state")
+    for name in ("dataflow_runner", "internal.apiclient"):
+        of_beam = logging.getLogger(f"apache_beam.runners.dataflow.{name}")
+        of_beam.setLevel(logging.INFO)
+        of_beam.addFilter(
+            lambda record: record.levelno > logging.INFO or str(record.msg).startswith(said)
+        )
 
 
 class _RateColumn(ProgressColumn):

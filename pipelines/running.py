@@ -15,12 +15,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines import report
+from pipelines.config import beam_parser
 from pipelines.groups import UsageError
-from pipelines.options import JobSpec
+from pipelines.options import DATAFLOW, JobSpec
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -121,13 +123,28 @@ def run_graph(
 ) -> int:
     """Run a job's graph in its place on the output and report it; gives the exit status.
 
-    `build` and `afterwards` take the URL of the run's record, which begins with `header`. Raises
-    `UsageError` before any work starts.
+    `build` and `afterwards` take the URL of the run's record, which begins with `header`. A job
+    that is to be explained is not run, and a dry run is not submitted. Raises `UsageError` before
+    any work starts.
     """
+    if spec.explain:
+        from pipelines.explaining import explain
+
+        return explain(spec, header, build)
+    from apache_beam.options.pipeline_options import TestOptions
+
+    from pipelines.dataflowjobs import job_runs
     from transforms.runlock import HeldError, take_place
 
+    if _beam_options(spec).view_as(TestOptions).dry_run:
+        return _dry_run(job, spec, build)
     try:
-        place = take_place(spec.run.output, spec.run.run_id, take_over=spec.take_over)
+        place = take_place(
+            spec.run.output,
+            spec.run.run_id,
+            take_over=spec.take_over,
+            job_runs=partial(job_runs, beam_args=spec.beam_args),
+        )
     except HeldError as error:
         return _failed(job, str(error))
     # Any store's client, any error of its own: nothing can be written there.
@@ -141,6 +158,18 @@ def run_graph(
         return _run_in_place(job, spec, header, build, afterwards, place)
 
 
+def _dry_run(job: str, spec: JobSpec, build: Callable[[beam.Pipeline, str], None]) -> int:
+    """Make Dataflow's job of the graph as its runner does, and submit and write nothing."""
+    if spec.runner != DATAFLOW:
+        raise UsageError(f"--dry_run is a flag of {DATAFLOW}; for other runs there is --explain")
+    pipeline = _pipeline(spec)
+    build(pipeline, _record_url(spec))
+    pipeline.run()
+    if not spec.quiet:
+        print(f"beamtag {job}: the job was built; as a dry run it is not submitted")  # noqa: T201
+    return 0
+
+
 def _run_in_place(
     job: str,
     spec: JobSpec,
@@ -149,17 +178,13 @@ def _run_in_place(
     afterwards: Callable[[str], None],
     place: Place,
 ) -> int:
-    import apache_beam as beam
-
+    from pipelines.dataflowjobs import job_of
     from transforms.model import forget_models
     from transforms.progress import progress
     from transforms.writing import publish_record
 
-    record_url = f"{spec.run.output}/runs/{spec.run.run_id}.json"
-    try:
-        pipeline = beam.Pipeline(runner=_runner(spec), options=_beam_options(spec))
-    except ValueError as error:
-        raise UsageError(one_line(error)) from error
+    record_url = _record_url(spec)
+    pipeline = _pipeline(spec)
     if spec.is_local:
         # What this run loads, the record tells.
         forget_models()
@@ -173,7 +198,13 @@ def _run_in_place(
         _tidy_up(spec.run.output, place)
         build(pipeline, record_url)
         with report.live_progress(shown=spec.is_local and not (spec.quiet or spec.json)):
-            _wait_for(pipeline.run())
+            result = pipeline.run()
+            if not spec.is_local:
+                if name := job_of(pipeline.options):
+                    place.goes_on_in(name)
+                if spec.detach:
+                    return _detached(job, spec, record_url, place)
+            _wait_for(result)
         if spec.is_local:
             _tell_of_model(record_url)
         afterwards(record_url)
@@ -195,6 +226,16 @@ def _wait_for(result: Any) -> None:
         except Exception as error:
             logger.warning("the job may still run, it was not cancelled: %s", one_line(error))
         raise
+
+
+def _detached(job: str, spec: JobSpec, record_url: str, place: Place) -> int:
+    """Leave a submitted job to itself: it writes its record, then gives its place back."""
+    place.leave()
+    if spec.json:
+        print(json.dumps({**_record(record_url), "job": place.job}))  # noqa: T201
+    elif not spec.quiet:
+        print(f"submitted {place.job}\nits record will be {record_url}")  # noqa: T201
+    return 0
 
 
 def _tidy_up(output: str, place: Place) -> None:
@@ -270,10 +311,21 @@ def _broken(
 
 
 def _beam_options(spec: JobSpec) -> Any:
-    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.options.pipeline_options import (
+        GoogleCloudOptions,
+        PipelineOptions,
+        SetupOptions,
+    )
 
     runner = [] if spec.is_local else [f"--runner={spec.runner}"]
-    return PipelineOptions([*spec.beam_args, *runner])
+    options = PipelineOptions([*spec.beam_args, *runner])
+    if spec.runner == DATAFLOW and not options.view_as(GoogleCloudOptions).job_name:
+        # By this the lock names the job.
+        options.view_as(GoogleCloudOptions).job_name = f"beamtag-{spec.run.run_id.lower()}"
+    if options.view_as(SetupOptions).save_main_session is None:
+        # Whatever is sent is defined in a module of the package.
+        options.view_as(SetupOptions).save_main_session = False
+    return options
 
 
 def _refuse_unknown(job: str, arguments: Sequence[str]) -> None:
@@ -281,15 +333,24 @@ def _refuse_unknown(job: str, arguments: Sequence[str]) -> None:
 
     Only for a local run: a job server tells of more options when it is asked.
     """
-    from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
-
-    parser = _BeamArgumentParser(allow_abbrev=False)
-    for group in PipelineOptions.__subclasses__():
-        group._add_argparse_args(parser)
-    _, unknown = parser.parse_known_args(list(arguments))
+    _, unknown = beam_parser().parse_known_args(list(arguments))
     if unknown:
         what = "unknown option" if unknown[0].startswith("-") else "unexpected argument"
         raise UsageError(f"{what} {unknown[0]} (see beamtag {job} --help)")
+
+
+def _record_url(spec: JobSpec) -> str:
+    return f"{spec.run.output}/runs/{spec.run.run_id}.json"
+
+
+def _pipeline(spec: JobSpec) -> beam.Pipeline:
+    """An empty pipeline of the job's runner. Raises `UsageError` for options that it refuses."""
+    import apache_beam as beam
+
+    try:
+        return beam.Pipeline(runner=_runner(spec), options=_beam_options(spec))
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
 
 
 def _runner(spec: JobSpec) -> Any:
@@ -364,7 +425,11 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, RuntimeError) and "Traceback (most recent call last)" in said:
         # A runner's: the last is what Beam raised in the worker, as its wrapper below.
         raised = _RAISED.findall(said)
-        return _STAGE.sub("", raised[-1].removeprefix("RuntimeError: ")) if raised else said.splitlines()[0]
+        return (
+            _STAGE.sub("", raised[-1].removeprefix("RuntimeError: "))
+            if raised
+            else said.splitlines()[0]
+        )
     lines = said.splitlines()
     if lines and _STAGE.search(lines[-1]) and isinstance(error, RuntimeError):
         return lines[0]  # Beam's wrapper: the cause with its type, and the stage it was in

@@ -13,6 +13,7 @@ from pipelines.groups import UsageError
 from pipelines.options import TagSpec
 from pipelines.running import main as run_main
 from pipelines.running import record_header, resolved, run_graph
+from pipelines.terminal import masked
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -49,10 +50,11 @@ def run(spec: TagSpec) -> int:
 
     _check_inputs(spec)
     model = describe_model(spec.model)
-    check_device(spec.model)
+    if spec.is_local:
+        check_device(spec.model)
     spec = resolved(spec, model)
     header = record_header(spec, model, SETTINGS)
-    header["inputs"] = [_masked(given.url) for given in spec.inputs]
+    header["inputs"] = [masked(given.url) for given in spec.inputs]
     afterwards = partial(_prune, spec) if spec.prune else lambda record_url: None
     return run_graph("tag", spec, header, partial(_build, spec, model, header), afterwards)
 
@@ -99,18 +101,6 @@ def _check_inputs(spec: TagSpec) -> None:
     if twice := [name for name, count in names.items() if count > 1]:
         raise UsageError(f"--carry: two columns would be {twice[0]} to a warehouse")
     check_inputs(spec.inputs, spec.run.carry)
-
-
-def _masked(url: str) -> str:
-    """The URL without the password that it may have."""
-    scheme, mark, rest = url.partition("://")
-    place, slash, path = rest.partition("/")
-    login, at, host = place.rpartition("@")
-    user, colon, _ = login.partition(":")
-    # On GitHub `org:repo@ref` is no login.
-    if not mark or not at or not colon or scheme == "github":
-        return url
-    return f"{scheme}://{user}:***@{host}{slash}{path}"
 
 
 if __name__ == "__main__":

@@ -29,3 +29,15 @@ def table(*head: str, words: int = 1) -> Table:
     for place, name in enumerate(head):
         made.add_column(name, justify="left" if place < words else "right")
     return made
+
+
+def masked(url: str) -> str:
+    """The URL without the password that it may have."""
+    scheme, mark, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    login, at, host = place.rpartition("@")
+    user, colon, _ = login.partition(":")
+    # On GitHub `org:repo@ref` is no login.
+    if not mark or not at or not colon or scheme == "github":
+        return url
+    return f"{scheme}://{user}:***@{host}{slash}{path}"

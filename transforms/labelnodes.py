@@ -1,4 +1,4 @@
-"""A label file's YAML as words, lists and maps that know their lines; nothing is constructed."""
+"""A file's YAML as words, lists and maps that know their lines; nothing is constructed."""
 
 from __future__ import annotations
 
@@ -80,6 +80,9 @@ Node = Word | List | Map
 class Page:
     """One file's nodes, as they are read, with every mistake that is found."""
 
+    kind = "label file"
+    needs = "name and labels"
+
     def __init__(self, source: str) -> None:
         self.source = source
         self._found: list[tuple[int, str]] = []
@@ -129,11 +132,10 @@ class Page:
         else:
             if root is not None and not (isinstance(root, Word) and root.is_null):
                 return root
-            self.mistake(1, "the file is empty; it needs name and labels")
+            self.mistake(1, f"the file is empty; it needs {self.needs}")
         return None
 
-    @staticmethod
-    def _root(text: str) -> Node | None:
+    def _root(self, text: str) -> Node | None:
         root: Node | None = None
         inside: list[List | Map] = []
         count = 0
@@ -160,7 +162,7 @@ class Page:
                 continue
             count += 1
             if count > MOST_NODES:
-                raise _RefusedError(line, f"not a label file: more than {MOST_NODES:,} words")
+                raise _RefusedError(line, f"not a {self.kind}: more than {MOST_NODES:,} words")
             if inside:
                 inside[-1].items.append(node)
             else:
@@ -168,7 +170,7 @@ class Page:
             if not isinstance(node, Word):
                 inside.append(node)
                 if len(inside) > MOST_DEEP:
-                    raise _RefusedError(line, "not a label file: nested too deeply")
+                    raise _RefusedError(line, f"not a {self.kind}: nested too deeply")
         return root
 
     def pairs(self, node: Map, what: str) -> Iterator[tuple[Word, Node]]:
@@ -283,7 +285,7 @@ class TooManyMistakesError(Exception):
 
 
 class _RefusedError(Exception):
-    """YAML, but none that a label file may have."""
+    """YAML, but none that a file of this kind may have."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)

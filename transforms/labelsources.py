@@ -49,8 +49,8 @@ def beside(source: str, uri: str) -> str:
     return "/".join(path)
 
 
-def read_text(source: str) -> str:
-    """A label file's text. Raises `LabelFileError`, its mistake in one line."""
+def read_text(source: str, kind: str = "label file") -> str:
+    """The text of a file of this kind. Raises `LabelFileError`, its mistake in one line."""
     # Not at the top: only a job that reads a file waits for fsspec.
     from transforms.storage import locate
     from transforms.storereads import LargerError, read_sync
@@ -65,13 +65,11 @@ def read_text(source: str) -> str:
         if len(content) > MOST_BYTES:
             raise LargerError(len(content))
     except LargerError:
-        mistake = f"{source} is no label file: it has more than {MOST_BYTES >> 20} MiB"
+        mistake = f"{source} is no {kind}: it has more than {MOST_BYTES >> 20} MiB"
         raise LabelFileError([mistake]) from None
     except FileNotFoundError:
-        mistake = (
-            f"no label file {source}, and no built-in label set of that name "
-            f"({', '.join(builtin_label_sets())})"
-        )
+        builtin = f", and no built-in label set of that name ({', '.join(builtin_label_sets())})"
+        mistake = f"no {kind} {source}{builtin if kind == 'label file' else ''}"
         raise LabelFileError([mistake]) from None
     # Any store's client, any error of its own: the file cannot be read.
     except Exception as error:

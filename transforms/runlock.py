@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -26,6 +27,9 @@ WATCH_S = 6 * BEAT_S
 """How long a lock of another machine must stand still to be a dead run's."""
 SETTLE_S = 0.5
 """How long a store that may ignore conditions is given to show a rival's lock."""
+
+JobRuns = Callable[[str, datetime], bool | None]
+"""Says of a job, and of when a lock named it last, whether it runs; None where nobody can tell."""
 
 _TRIES = 10
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -45,7 +49,11 @@ class LostPlaceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Lock:
-    """Who holds an output; `beat` grows while it lives, `since` and `seen` are by its own clock."""
+    """Who holds an output; `beat` grows while it lives, `since` and `seen` are by its own clock.
+
+    `job` names the job elsewhere that does the run's work, if there is one: it may outlive the
+    process.
+    """
 
     run_id: str
     host: str
@@ -57,6 +65,7 @@ class _Lock:
     seen: str
     beat: int
     dead: tuple[str, ...]
+    job: str = ""
 
     @classmethod
     def of_this_process(cls, run_id: str, dead: tuple[str, ...]) -> _Lock:
@@ -69,10 +78,11 @@ class _Lock:
     def parse(cls, content: bytes) -> _Lock | None:
         """None for what this module has not written."""
         try:
-            told = json.loads(content)
+            # Of a version that knew no jobs.
+            told = {"job": "", **json.loads(content)}
             told = {field.name: told[field.name] for field in dataclasses.fields(cls)}
             lock = cls(**{**told, "dead": tuple(told["dead"])})
-            texts = (lock.host, lock.started, lock.boot, lock.user)
+            texts = (lock.host, lock.started, lock.boot, lock.user, lock.job)
             sound = (
                 all(_RUN_ID.fullmatch(run_id) for run_id in (lock.run_id, *lock.dead))
                 and all(isinstance(text, str) and text.isprintable() for text in texts)
@@ -127,12 +137,14 @@ class Place:
     def __init__(self, output: str, lock: _Lock, kept: LockObject, beat_s: float) -> None:
         self.run_id = lock.run_id
         self.dead = lock.dead
+        self.job = lock.job
         self.lost = False
         self._output = output
         self._object = kept
         self._beat_s = beat_s
         self._pid = os.getpid()
         self._stopped = threading.Event()
+        self._left = False
         # Re-entrant, for a signal's handler that releases.
         self._writing = threading.RLock()
 
@@ -141,21 +153,28 @@ class Place:
         self.dead = ()
         self._renew()
 
+    def goes_on_in(self, job: str) -> None:
+        """Say in the lock which job elsewhere does the work from now on."""
+        self.job = job
+        self._renew()
+
+    def leave(self) -> None:
+        """Let the lock stand when this process ends: its job gives the place back."""
+        self._left = True
+        self._stopped.set()
+
     def start_beating(self) -> None:
         """Show from now on, by a thread that ends with the process, that this run lives."""
         threading.Thread(target=self._beat, name="beamtag-lock", daemon=True).start()
 
     def release(self) -> None:
         """Remove the lock if it is this run's; a store that fails is logged, and the lock stays."""
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or self._left:
             return
         self._stopped.set()
         with self._writing:
             try:
-                for _ in range(2):
-                    seen = self._own()
-                    if seen is None or self._object.remove(seen):
-                        return
+                _remove(self._object, self.run_id)
             # Whichever store's client: the run is over, and must not fail by this.
             except Exception as error:
                 logger.warning("%s: its lock cannot be removed: %s", self._output, describe(error))
@@ -175,12 +194,6 @@ class Place:
         while not self._stopped.wait(self._beat_s) and not self.lost:
             self._renew()
 
-    def _own(self) -> Seen | None:
-        """The lock as it is now, if it is this run's."""
-        seen = self._object.read()
-        lock = seen and _Lock.parse(seen.content)
-        return seen if lock and lock.run_id == self.run_id else None
-
     def _renew(self) -> None:
         if os.getpid() != self._pid:
             return
@@ -190,13 +203,14 @@ class Place:
             try:
                 # Twice: an answer that got lost makes a client's own second attempt fail.
                 for _ in range(2):
-                    seen = self._own()
-                    lock = seen and _Lock.parse(seen.content)
+                    seen, lock = _own(self._object, self.run_id)
                     if not lock:
                         self.lost = True
                         logger.error("%s: this run's place was taken by another", self._output)
                         return
-                    new = dataclasses.replace(lock, beat=lock.beat + 1, seen=_now(), dead=self.dead)
+                    new = dataclasses.replace(
+                        lock, beat=lock.beat + 1, seen=_now(), dead=self.dead, job=self.job
+                    )
                     if self._object.put(new.content, seen):
                         return
             # Whichever store's client: the next beat tries again.
@@ -204,11 +218,35 @@ class Place:
                 logger.warning("%s: its lock was not renewed: %s", self._output, describe(error))
 
 
+def _own(kept: LockObject, run_id: str) -> tuple[Seen | None, _Lock | None]:
+    """The lock as it is now, if it is this run's."""
+    seen = kept.read()
+    lock = seen and _Lock.parse(seen.content)
+    return (seen, lock) if lock and lock.run_id == run_id else (None, None)
+
+
+def _remove(kept: LockObject, run_id: str) -> None:
+    # Twice: the process may have renewed it meanwhile.
+    for _ in range(2):
+        seen, _ = _own(kept, run_id)
+        if seen is None or kept.remove(seen):
+            return
+
+
+def give_back(output: str, run_id: str) -> None:
+    """What a run's job does at its end where no process waits for it; raises what the store does.
+
+    Nothing where another run holds the output.
+    """
+    _remove(_lock_of(output), run_id)
+
+
 def take_place(
     output: str,
     run_id: str,
     *,
     take_over: bool = False,
+    job_runs: JobRuns = lambda job, seen: None,
     beat_s: float = BEAT_S,
     watch_s: float = WATCH_S,
     settle_s: float = SETTLE_S,
@@ -216,15 +254,16 @@ def take_place(
     """Make this run the only one on `output`, at once or after a dead run; times are in seconds.
 
     A run of this machine is dead when its process is gone, any other when its lock stands still
-    for `watch_s`; `take_over` asks for neither. Raises `HeldError`, ValueError for a run id that
-    is no name, and what the store raises.
+    for `watch_s`, and neither while `job_runs` says of its job that it runs, or, by None, that
+    nobody can tell. `take_over` asks for none of it. Raises `HeldError`, ValueError for a run id
+    that is no name, and what the store raises.
     """
     if not _RUN_ID.fullmatch(run_id):
         raise ValueError(f"{run_id!r} is no run id")
     lock_object = _lock_of(output)
     seen = lock_object.read()
     if seen is not None and not take_over:
-        seen = _outlived(output, lock_object, seen, beat_s, watch_s)
+        seen = _outlived(output, lock_object, seen, job_runs, beat_s, watch_s)
     for _ in range(_TRIES):
         old = _Lock.parse(seen.content) if seen else None
         dead = dict.fromkeys([*old.dead, old.run_id] if old else [])
@@ -248,12 +287,17 @@ def take_place(
 
 
 def _outlived(
-    output: str, lock_object: LockObject, seen: Seen, beat_s: float, watch_s: float
+    output: str,
+    lock_object: LockObject,
+    seen: Seen,
+    job_runs: JobRuns,
+    beat_s: float,
+    watch_s: float,
 ) -> Seen | None:
     """The lock once its run is certain to be dead, None if it went away; or raises `HeldError`."""
     lock = _Lock.parse(seen.content)
     lives = lock.lives() if lock else None
-    if lock and lives:
+    if lock and (lives or (lock.job and job_runs(lock.job, _parsed(lock.seen)) is not False)):
         raise _held(output, lock, (_parsed(_now()) - _parsed(lock.seen)).total_seconds())
     if lives is None:
         logger.info(
@@ -288,7 +332,8 @@ def check_place(output: str, run_id: str) -> None:
 def _whose(lock: _Lock | None) -> str:
     if lock is None:
         return f"a run whose lock {NAME} cannot be read"
-    return f"run {lock.run_id} (host {lock.host}, process {lock.pid})"
+    job = f", job {lock.job}" if lock.job else ""
+    return f"run {lock.run_id} (host {lock.host}, process {lock.pid}{job})"
 
 
 def _held(output: str, lock: _Lock | None, ago_s: float = 0.0) -> HeldError:

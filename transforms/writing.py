@@ -41,7 +41,7 @@ from transforms.records import (
     RunSpec,
     TaggedBatch,
 )
-from transforms.runlock import check_place
+from transforms.runlock import check_place, give_back
 from transforms.schemas import SCHEMA_VERSION, VERSION_KEY, embeddings_schema, failures_schema
 from transforms.storage import StorageOptions, use_storage_options
 from transforms.tabletext import escaped
@@ -56,6 +56,10 @@ _NOTHING: Mapping[bytes, bytes] = MappingProxyType({})
 
 class TooManyFailuresError(Exception):
     """More items have failed than a run is to go on with."""
+
+
+class UnfinishedError(Exception):
+    """A run that nobody waits for has not finished: its job is to fail, as a command would."""
 
 
 @dataclass
@@ -353,13 +357,16 @@ def parquet_bytes(table: pa.Table, footer: Mapping[bytes, bytes] = _NOTHING) -> 
 class WriteRunRecord(beam.PTransform[beam.PCollection[Account], beam.PCollection[str]]):
     """Accounts of listing and of shards to `runs/<run_id>.json`; gives the record's URL.
 
-    `header` is what is known before anything ran; it stands first in the record.
+    `header` is what is known before anything ran; it stands first in the record. With `gives_back`
+    nobody waits for the run's end: its place is given back then, and a run that is not `finished`
+    fails its job.
     """
 
     url: str
     header: Mapping[str, Any]
     storage_options: StorageOptions = field(default_factory=dict)
     max_failures: MaxFailures | None = None
+    gives_back: bool = False
 
     def expand(self, pcoll: beam.PCollection[Account]) -> beam.PCollection[str]:
         """Merge, then write once."""
@@ -368,7 +375,12 @@ class WriteRunRecord(beam.PTransform[beam.PCollection[Account], beam.PCollection
             | "MergeAccounts" >> beam.CombineGlobally(merge_accounts)
             | "WriteRecord"
             >> beam.Map(
-                write_run_record, self.url, self.header, self.storage_options, self.max_failures
+                write_run_record,
+                self.url,
+                self.header,
+                self.storage_options,
+                self.max_failures,
+                self.gives_back,
             )
         )
         return record
@@ -380,10 +392,16 @@ def write_run_record(
     header: Mapping[str, Any],
     storage_options: StorageOptions | None = None,
     max_failures: MaxFailures | None = None,
+    gives_back: bool = False,
 ) -> str:
-    """Write a finished run's record and give its URL."""
+    """Write a finished run's record and give its URL. Raises `UnfinishedError`, see above."""
     use_storage_options(storage_options or {})
-    publish_record(url, {**header, **finished(account, header["started_at"], max_failures)})
+    record = {**header, **finished(account, header["started_at"], max_failures)}
+    publish_record(url, record)
+    if gives_back:
+        give_back(header["output"], header["run_id"])
+        if record["status"] != "finished":
+            raise UnfinishedError(f"{url}: the run is {record['status']}")
     return url
 
 
