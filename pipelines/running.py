@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from transforms.modelstore import ModelInfo
     from transforms.runlock import Place
+    from transforms.utilisation import Meter
 
 logger = logging.getLogger("beamtag")
 
@@ -133,6 +134,7 @@ def _run_in_place(
 
     from transforms.model import forget_models
     from transforms.progress import progress
+    from transforms.utilisation import Meter
     from transforms.writing import publish_record
 
     record_url = f"{spec.run.output}/runs/{spec.run.run_id}.json"
@@ -143,6 +145,7 @@ def _run_in_place(
     if spec.is_local:
         # What this run loads, the record tells.
         forget_models()
+    meter = Meter()
     progress.reset()
     try:
         # Also the trace of a run that was killed.
@@ -152,10 +155,10 @@ def _run_in_place(
     try:
         _tidy_up(spec.run.output, place)
         build(pipeline, record_url)
-        with report.live_progress(shown=spec.is_local and not (spec.quiet or spec.json)):
+        with report.live_progress(shown=spec.is_local and not (spec.quiet or spec.json)), meter:
             pipeline.run().wait_until_finish()
         if spec.is_local:
-            _tell_of_model(record_url)
+            _tell_of_process(record_url, meter)
         afterwards(record_url)
     # Whatever broke the run, the operator gets the trace, one last line, and a record of it.
     except (Exception, KeyboardInterrupt) as error:
@@ -196,14 +199,14 @@ def _record(url: str) -> dict[str, Any]:
     return record
 
 
-def _tell_of_model(record_url: str) -> None:
-    """Add to a local run's record what it has loaded."""
+def _tell_of_process(record_url: str, meter: Meter) -> None:
+    """Add to a local run's record what this process has loaded, and how busy it was."""
     from transforms.model import loaded_towers
     from transforms.writing import publish_record
 
     record = _record(record_url)
     record["model"]["loaded"] = sorted(loaded_towers())
-    publish_record(record_url, record)
+    publish_record(record_url, {**record, **meter.told()})
 
 
 def _broken(
