@@ -62,7 +62,7 @@ def main(
             _refuse_unknown(job, spec.beam_args)
 
         try:
-            with _ended_by_sigterm():
+            with ended_by_sigterm():
                 return run(spec)
         except ModelError as error:
             raise UsageError(str(error)) from error
@@ -75,7 +75,7 @@ def main(
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm() -> Iterator[None]:
     """SIGTERM, which schedulers send, ends a job like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield

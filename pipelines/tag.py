@@ -45,7 +45,7 @@ def run(spec: TagSpec) -> int:
     from transforms.model import check_device
     from transforms.modelstore import describe_model
 
-    _check_inputs(spec)
+    check_inputs(spec)
     model = describe_model(spec.model)
     check_device(spec.model)
     spec = resolved(spec, model)
@@ -79,8 +79,9 @@ def _prune(spec: TagSpec, record_url: str) -> None:
     publish_record(record_url, {**record, "pruned": pruned._asdict()})
 
 
-def _check_inputs(spec: TagSpec) -> None:
-    from pipelines.inputs import check_inputs
+def check_inputs(spec: TagSpec) -> None:
+    """Raise `UsageError` where inputs are not there, or not what this job can do with them."""
+    from pipelines import inputs
     from transforms.schemas import RESERVED
 
     if spec.prune:
@@ -92,7 +93,7 @@ def _check_inputs(spec: TagSpec) -> None:
             raise UsageError(str(error)) from error
     if taken := RESERVED.intersection(spec.run.carry):
         raise UsageError(f"--carry: the tables have a column {min(taken)} of their own")
-    check_inputs(spec.inputs, spec.run.carry)
+    inputs.check_inputs(spec.inputs, spec.run.carry)
 
 
 def _masked(url: str) -> str:

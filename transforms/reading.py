@@ -61,7 +61,8 @@ class ReadMedia(beam.PTransform[beam.PCollection[Shard], beam.PCollection[Batch]
     A shard of references ends as one shard; a tar as one or more, of up to `shard_size` samples.
     What cannot be read or decoded travels on as failures of its batch. What the `ledger` holds,
     which of a tar's members and of unlisted versions only shows here, is left out and counted;
-    with `joined` the references know of it themselves.
+    with `joined` the references know of it themselves. Of a tar no more than `samples_of_tar` are
+    read, where that is told.
     """
 
     decode: ImageDecoder
@@ -73,6 +74,7 @@ class ReadMedia(beam.PTransform[beam.PCollection[Shard], beam.PCollection[Batch]
     storage_options: StorageOptions = field(default_factory=dict)
     ledger: LedgerSpec | None = None
     joined: bool = False
+    samples_of_tar: int | None = None
 
     def expand(self, pcoll: beam.PCollection[Shard]) -> beam.PCollection[Batch]:
         """Wire the reader."""
@@ -211,11 +213,12 @@ class _ReadBatches(beam.DoFn):
         capacity = min(self.settings.batch_size, self.settings.shard_size)
         # Of the run too: another run leaves out what this one has done, and must not overwrite it.
         run = hashlib.sha256(self.settings.run_id.encode()).hexdigest()[:6]
-        with ahead(self._samples(ref), SAMPLES_AHEAD) as read:
+        some = itertools.islice(self._samples(ref), self.settings.samples_of_tar)
+        with ahead(some, SAMPLES_AHEAD) as read:
             samples = _Peekable(read)
-            for part, some in enumerate(_parts(samples, self.settings.shard_size)):
-                shard_id = f"{shard.shard_id}-{run}-{part:04d}"
-                for pending in self._batches(shard_id, some, capacity):
+            for number, part in enumerate(_parts(samples, self.settings.shard_size)):
+                shard_id = f"{shard.shard_id}-{run}-{number:04d}"
+                for pending in self._batches(shard_id, part, capacity):
                     pending.end = pending.last and samples.at_end
                     yield pending
 
