@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LEFT_OUT = (
-    "Left out: what an output has already, equal bytes (embedded once), stores that slow down under "
-    "more load, and what several workers lose to each other."
+    "Left out: what an output has already, equal bytes (embedded once), stores that slow down "
+    "under more load, and what several workers lose to each other."
 )
 
 
