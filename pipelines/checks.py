@@ -99,6 +99,11 @@ def seconds(text: str) -> float:
     return _number(text, 0.001, float("inf"), "a number of seconds above 0")
 
 
+def price(text: str) -> float:
+    """An amount of money."""
+    return _number(text, 0.0, float("inf"), "a price from 0")
+
+
 def share(text: str) -> float:
     """A number from 0 to 1."""
     return _number(text, 0.0, 1.0, "a number from 0 to 1")

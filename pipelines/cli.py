@@ -11,6 +11,7 @@ from typing import NoReturn
 
 JOBS = {
     "tag": "tag pictures by what is in them, with labels that are only words",
+    "estimate": "say what tagging would take, from a sample that is tagged",
     "rescore": "score stored vectors against label sets; reads no picture",
     "evaluate": "measure how right the tags are, where the truth is known",
     "calibrate": "find thresholds and temperature from a few labelled items",

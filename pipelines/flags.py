@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import _ActionsContainer
+
 from pipelines import checks
 from pipelines.groups import (
     Parser,
@@ -33,6 +35,44 @@ def tag_parser(prog: str = "beamtag tag") -> Parser:
         prog, "Tag pictures by what is in them, with labels that are only words.", TAG_EPILOG
     )
     group = parser.add_argument_group("what to tag, and where to")
+    add_inputs(group)
+    add_labels(group)
+    add_output(group, "where the tables are written")
+    group.add_argument(
+        "--run_date",
+        type=checks.date,
+        default=None,
+        metavar="YYYY-MM-DD",
+        help="the dt of the tables (default: today, UTC)",
+    )
+    add_work(parser)
+
+    group = parser.add_argument_group("every night")
+    group.add_argument(
+        "--retry",
+        choices=("none", "retryable", "all"),
+        default="retryable",
+        help="which failures of the same version are tried again (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max_failures",
+        type=checks.max_failures,
+        metavar="N|SHARE",
+        help="how many of the items that the run tries may fail, as 100, 0.01 or 1%%; past it the "
+        "run fails and keeps what it wrote (default: any number)",
+    )
+    group.add_argument(
+        "--prune",
+        action="store_true",
+        help="at the end remove the rows of objects that the inputs no longer list",
+    )
+
+    add_running(parser)
+    return parser
+
+
+def add_inputs(group: _ActionsContainer) -> None:
+    """What is tagged."""
     group.add_argument(
         "--input",
         action="append",
@@ -82,16 +122,10 @@ def tag_parser(prog: str = "beamtag tag") -> Parser:
         metavar="COLUMN,COLUMN",
         help="columns of the manifests (keys of the tars' .json) that the tables repeat",
     )
-    add_labels(group)
-    add_output(group, "where the tables are written")
-    group.add_argument(
-        "--run_date",
-        type=checks.date,
-        default=None,
-        metavar="YYYY-MM-DD",
-        help="the dt of the tables (default: today, UTC)",
-    )
 
+
+def add_work(parser: Parser) -> None:
+    """How items are read, embedded and scored."""
     add_model(parser)
     group = parser.add_argument_group("embedding")
     group.add_argument(
@@ -138,26 +172,3 @@ def tag_parser(prog: str = "beamtag tag") -> Parser:
         help="exact: the pixels of the model's own preprocess; fast: nearly those, of JPEG at two "
         "to four times the speed (default: %(default)s)",
     )
-
-    group = parser.add_argument_group("every night")
-    group.add_argument(
-        "--retry",
-        choices=("none", "retryable", "all"),
-        default="retryable",
-        help="which failures of the same version are tried again (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max_failures",
-        type=checks.max_failures,
-        metavar="N|SHARE",
-        help="how many of the items that the run tries may fail, as 100, 0.01 or 1%%; past it the "
-        "run fails and keeps what it wrote (default: any number)",
-    )
-    group.add_argument(
-        "--prune",
-        action="store_true",
-        help="at the end remove the rows of objects that the inputs no longer list",
-    )
-
-    add_running(parser)
-    return parser

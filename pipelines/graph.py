@@ -39,12 +39,54 @@ def build(
     stores, run = spec.storage_options, spec.run
     ledger = LedgerSpec(run.output, model.model_id, spec.retry, run.run_id)
     unscored = unscored_files(run.output, model.model_id, list(header["label_sets"]))
-    decoder = ImageDecoder(model.preprocess, spec.max_pixels, spec.background, spec.decode)
 
     shards, skipped = _new_shards(pipeline, spec, ledger)
     new_shards = shards | "CountShards" >> beam.combiners.Count.Globally()
     label_vectors = _label_vectors(pipeline, spec, model, new_shards, stored=bool(unscored))
-    written = (
+    written = _written(shards, spec, model, label_vectors, ledger)
+    scored = _scored(pipeline, spec, model, unscored, label_vectors)
+    _ = (
+        (skipped, shards | "AccountShards" >> beam.Map(_account_of), written, scored)
+        | "Accounts" >> beam.Flatten()
+        | "WriteRunRecord"
+        >> WriteRunRecord(record_url, header, stores, spec.max_failures, gives_back=spec.detach)
+    )
+
+
+def build_sample(
+    pipeline: beam.Pipeline,
+    spec: TagSpec,
+    model: ModelInfo,
+    record_url: str,
+    header: dict[str, Any],
+    sample: Sequence[Shard],
+    samples_of_tar: int,
+) -> None:
+    """Wire the tag job from its shards on, for these few; of each tar so many samples are read."""
+    shards = pipeline | "Shards" >> beam.Create(sample)
+    new_shards = shards | "CountShards" >> beam.combiners.Count.Globally()
+    label_vectors = _label_vectors(pipeline, spec, model, new_shards, stored=False)
+    written = _written(shards, spec, model, label_vectors, None, samples_of_tar)
+    listed = sum(len(shard.refs) for shard in sample if not shard.tar)
+    _ = (
+        (pipeline | "Listed" >> beam.Create([Account(listed=listed)]), written)
+        | "Accounts" >> beam.Flatten()
+        | "WriteRunRecord" >> WriteRunRecord(record_url, header, spec.storage_options)
+    )
+
+
+def _written(
+    shards: Any,
+    spec: TagSpec,
+    model: ModelInfo,
+    label_vectors: Any,
+    ledger: LedgerSpec | None,
+    samples_of_tar: int | None = None,
+) -> Any:
+    """Accounts of shards: each is read, embedded, scored and written, in one fused stage."""
+    stores, run = spec.storage_options, spec.run
+    decoder = ImageDecoder(model.preprocess, spec.max_pixels, spec.background, spec.decode)
+    return (
         shards
         | "ShuffleShards" >> beam.Reshuffle()
         | "ReadMedia"
@@ -58,17 +100,11 @@ def build(
             stores,
             ledger,
             joined=not spec.is_local,
+            samples_of_tar=samples_of_tar,
         )
         | "EmbedMedia" >> EmbedMedia(spec.model, model.dim, run, spec.text_weight, stores, ledger)
         | "ScoreLabels" >> ScoreLabels(label_vectors, run)
         | "WriteShards" >> WriteShards(run, model.model_id, stores, ledger, spec.abort_after)
-    )
-    scored = _scored(pipeline, spec, model, unscored, label_vectors)
-    _ = (
-        (skipped, shards | "AccountShards" >> beam.Map(_account_of), written, scored)
-        | "Accounts" >> beam.Flatten()
-        | "WriteRunRecord"
-        >> WriteRunRecord(record_url, header, stores, spec.max_failures, gives_back=spec.detach)
     )
 
 

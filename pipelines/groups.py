@@ -102,6 +102,11 @@ def add_output(group: _ActionsContainer, what: str, required: bool = True) -> No
         metavar="URL",
         help=what,
     )
+    add_storage_options(group)
+
+
+def add_storage_options(group: _ActionsContainer) -> None:
+    """How stores are reached."""
     group.add_argument(
         "--storage_options",
         type=checks.storage_options,
@@ -112,12 +117,12 @@ def add_output(group: _ActionsContainer, what: str, required: bool = True) -> No
     )
 
 
-def add_labels(group: _ActionsContainer) -> None:
+def add_labels(group: _ActionsContainer, required: bool = True) -> None:
     """Label sets, one or more."""
     group.add_argument(
         "--labels",
         action="append",
-        required=True,
+        required=required,
         type=checks.nonempty,
         metavar="FILE",
         help="the name of a built-in label set "

@@ -1,15 +1,17 @@
-"""Whether what `--input` names is there to be listed, before any work."""
+"""Whether what `--input` names is there to be listed, before any work; and what it lists."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from pipelines.groups import UsageError
 from pipelines.running import one_line
+from transforms.beamfiles import open_object
 from transforms.listing import input_exists, list_media
+from transforms.manifestfiles import read_rows
 from transforms.manifestrows import ManifestError
-from transforms.manifests import check_manifest
-from transforms.records import Input
+from transforms.manifests import check_manifest, manifest_kind
+from transforms.records import Input, MediaRef, Selection
 
 
 def check_inputs(inputs: Iterable[Input], carry: tuple[str, ...] = ()) -> None:
@@ -27,3 +29,14 @@ def check_inputs(inputs: Iterable[Input], carry: tuple[str, ...] = ()) -> None:
             raise UsageError(f"cannot look at --input={given.url}: {one_line(error)}") from error
         if not exists:
             raise UsageError(f"--input={given.url} does not exist")
+
+
+def listed(given: Input, selection: Selection, carry: tuple[str, ...] = ()) -> Iterator[MediaRef]:
+    """What an input names, as the tag job lists it: media, the rows of manifests, or tars."""
+    refs = list_media(given.url, given.kind, selection if given.kind == "media" else None)
+    if given.kind != "manifest":
+        yield from refs
+        return
+    for manifest in refs:
+        with open_object(manifest.uri) as file:
+            yield from read_rows(file, manifest_kind(manifest.uri) or "", manifest.uri, carry)

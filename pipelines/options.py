@@ -86,6 +86,11 @@ def parse_tag(argv: Sequence[str], prog: str = "beamtag tag") -> TagSpec:
     """Read a tag job's command line. Raises `UsageError`; label files are read and checked."""
     options, beam_args = tag_parser(prog).parse_known_args(argv)
     refuse_stray(beam_args, prog)
+    return tag_spec(options, beam_args)
+
+
+def tag_spec(options: argparse.Namespace, beam_args: Sequence[str] = ()) -> TagSpec:
+    """A tag job of these options. Raises `UsageError`; label files are read and checked."""
     if options.detach and options.prune:
         raise UsageError("--prune needs the run's end, and --detach does not wait for it")
     model = ModelSpec(

@@ -176,6 +176,8 @@ def summarize(record: dict[str, Any], record_url: str, console: Console) -> None
         console.print(Text(nothing), soft_wrap=True)
         return
     console.print(_counts_table(record))
+    if record["bottleneck"]:
+        console.print(Text(record["bottleneck"]["sentence"]), soft_wrap=True)
     if record["model"].get("loaded") == []:
         console.print("\nNothing is new: no model was loaded")
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from transforms.modelstore import ModelInfo
     from transforms.runlock import Place
+    from transforms.utilisation import Meter
 
 logger = logging.getLogger("beamtag")
 
@@ -66,7 +67,7 @@ def main(
             _refuse_unknown(job, spec.beam_args)
 
         try:
-            with _ended_by_sigterm():
+            with ended_by_sigterm():
                 return run(spec)
         except ModelError as error:
             raise UsageError(str(error)) from error
@@ -96,7 +97,7 @@ def _interpreter_for_threads() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm() -> Iterator[None]:
     """SIGTERM, which schedulers send, ends a job like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -181,6 +182,7 @@ def _run_in_place(
     from pipelines.dataflowjobs import job_of
     from transforms.model import forget_models
     from transforms.progress import progress
+    from transforms.utilisation import Meter
     from transforms.writing import publish_record
 
     record_url = _record_url(spec)
@@ -188,6 +190,7 @@ def _run_in_place(
     if spec.is_local:
         # What this run loads, the record tells.
         forget_models()
+    meter = Meter()
     progress.reset()
     try:
         # Also the trace of a run that was killed.
@@ -197,7 +200,7 @@ def _run_in_place(
     try:
         _tidy_up(spec.run.output, place)
         build(pipeline, record_url)
-        with report.live_progress(shown=spec.is_local and not (spec.quiet or spec.json)):
+        with report.live_progress(shown=spec.is_local and not (spec.quiet or spec.json)), meter:
             result = pipeline.run()
             if not spec.is_local:
                 if name := job_of(pipeline.options):
@@ -206,7 +209,7 @@ def _run_in_place(
                     return _detached(job, spec, record_url, place)
             _wait_for(result)
         if spec.is_local:
-            _tell_of_model(record_url)
+            _tell_of_process(record_url, meter)
         afterwards(record_url)
     # Whatever broke the run, the operator gets the trace, one last line, and a record of it.
     except (Exception, KeyboardInterrupt) as error:
@@ -271,14 +274,14 @@ def _record(url: str) -> dict[str, Any]:
     return record
 
 
-def _tell_of_model(record_url: str) -> None:
-    """Add to a local run's record what it has loaded."""
+def _tell_of_process(record_url: str, meter: Meter) -> None:
+    """Add to a local run's record what this process has loaded, and how busy it was."""
     from transforms.model import loaded_towers, tower_in_use
     from transforms.writing import publish_record
 
     record = _record(record_url)
     record["model"] |= {**tower_in_use(), "loaded": sorted(loaded_towers())}
-    publish_record(record_url, record)
+    publish_record(record_url, {**record, **meter.told()})
 
 
 def _broken(

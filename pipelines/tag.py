@@ -48,7 +48,7 @@ def run(spec: TagSpec) -> int:
     from transforms.model import check_device
     from transforms.modelstore import describe_model
 
-    _check_inputs(spec)
+    check_inputs(spec)
     model = describe_model(spec.model)
     if spec.is_local:
         check_device(spec.model)
@@ -83,8 +83,9 @@ def _prune(spec: TagSpec, record_url: str) -> None:
     publish_record(record_url, {**record, "pruned": pruned._asdict()})
 
 
-def _check_inputs(spec: TagSpec) -> None:
-    from pipelines.inputs import check_inputs
+def check_inputs(spec: TagSpec) -> None:
+    """Raise `UsageError` where inputs are not there, or not what this job can do with them."""
+    from pipelines import inputs
     from transforms.schemas import RESERVED
 
     if spec.prune:
@@ -100,7 +101,7 @@ def _check_inputs(spec: TagSpec) -> None:
         raise UsageError(f"--carry: the tables have a column {min(taken)} of their own")
     if twice := [name for name, count in names.items() if count > 1]:
         raise UsageError(f"--carry: two columns would be {twice[0]} to a warehouse")
-    check_inputs(spec.inputs, spec.run.carry)
+    inputs.check_inputs(spec.inputs, spec.run.carry)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pipelines.analysing import main as run_main
 from pipelines.groups import Parser, UsageError, add_output
 from pipelines.terminal import visible
 from transforms.names import kind_of
-from transforms.records import Input, InputKind, MediaRef, Selection
+from transforms.records import Input, MediaRef, Selection
 
 if TYPE_CHECKING:
     from transforms.auditing import Audit
@@ -123,6 +123,7 @@ def _inputs(options: argparse.Namespace) -> tuple[Input, ...]:
 def _findings(
     audit: Audit, inputs: Sequence[Input], options: argparse.Namespace
 ) -> Iterator[Finding]:
+    from pipelines.inputs import listed
     from transforms.listing import make_shard
     from transforms.lookups import Known, Lookups
 
@@ -142,7 +143,7 @@ def _findings(
     def findings() -> Iterator[Finding]:
         yield from audit.findings(lookups, known)
         for given in inputs:
-            refs = _listed(given, selection)
+            refs = listed(given, selection)
             missing = known.missing(refs, given.kind)
             if given.kind == "tar":
                 # One without a sample in it has a shard, and no row.
@@ -151,22 +152,6 @@ def _findings(
             yield from _missing_items(given, missing, model)
 
     return findings()
-
-
-def _listed(given: Input, selection: Selection) -> Iterator[MediaRef]:
-    from transforms.beamfiles import open_object
-    from transforms.listing import list_media
-    from transforms.manifestfiles import read_rows
-    from transforms.manifests import manifest_kind
-
-    kind: InputKind = given.kind
-    refs = list_media(given.url, kind, selection if kind == "media" else None)
-    if kind != "manifest":
-        yield from refs
-        return
-    for manifest in refs:
-        with open_object(manifest.uri) as file:
-            yield from read_rows(file, manifest_kind(manifest.uri) or "", manifest.uri, ())
 
 
 def _missing_items(given: Input, missing: Iterator[MediaRef], model: str) -> Iterator[Finding]:

@@ -109,12 +109,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def make_checkpoint(
-    folder: Path, kind: str = "vit", seed: int = 0, text: dict[str, Any] | None = None
+    folder: Path,
+    kind: str = "vit",
+    seed: int = 0,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
 ) -> Path:
-    """A model folder as `local-dir:` takes it; `text` changes its text_cfg."""
+    """A model folder as `local-dir:` takes it; `text` and `vision` change their parts of it."""
     torch.manual_seed(seed)
     config = copy.deepcopy(CONFIGS[kind])
     config["model_cfg"]["text_cfg"].update(text or {})
+    config["model_cfg"]["vision_cfg"].update(vision or {})
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "hf":
         config["model_cfg"]["text_cfg"]["hf_model_name"] = str(folder)

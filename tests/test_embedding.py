@@ -48,7 +48,7 @@ def test_rows_of_embeddings():
     assert np.linalg.norm(row["embedding"]) == pytest.approx(1)
     assert row["run_id"] == "run"
     assert embedded.failures == ()
-    assert set(embedded.effort.seconds) == {"fetch", "embed"}
+    assert set(embedded.effort.seconds) == {"fetch", "device"}
 
 
 def test_one_bad_picture_costs_only_itself():

@@ -79,9 +79,11 @@ def test_markup_in_names_is_not_markup():
         "model": {},
         "label_sets": {"set-0": {}},
         **finished(account, STARTED),
+        "bottleneck": {"kind": "decode", "sentence": "decode-bound: 4 more cores"},
     }
     console = Console(file=io.StringIO(), width=100)
     report.summarize(record, "/out/runs/r.json", console)
     text = console.file.getvalue()
+    assert "\ndecode-bound: 4 more cores\n" in text
     assert "/a/[bold]x.jpg" in text
     assert text.count("[red]") == 2

@@ -27,6 +27,7 @@ from PIL import Image
 from pipelines import report
 from transforms import writing
 from transforms.accounting import Account
+from transforms.processes import cores
 from transforms.publishing import publish
 
 
@@ -80,7 +81,15 @@ def test_a_folder_becomes_tables(job: Job, archive):
     assert len(record["files"]) == 9
     written = {str(path) for path in done.output.rglob("*.parquet")}
     assert written == set(record["files"])
-    assert set(record["stage_seconds"]) == {"fetch", "decode", "embed", "score", "write"}
+    assert list(record["stages"]) == ["fetch", "decode", "device", "score", "write"]
+    assert all(spent["busy"] > 0 for spent in record["stages"].values())
+    waits = {stage for stage, spent in record["stages"].items() if spent["waiting"] > 0}
+    assert {"device", "write"} <= waits <= {"fetch", "decode", "device", "write"}
+    assert 0 < record["startup_seconds"] < record["wall_seconds"]
+    assert record["workers"] == {"processes": 1, "cores": cores()}
+    assert record["device_utilisation"]["measured_by"] == "busy seconds of the device stage"
+    assert 0 < record["device_utilisation"]["share"] < 1
+    assert 0 < record["cpu_utilisation"] <= 1.1
 
 
 def test_the_same_run_again_overwrites_itself(job: Job, archive):
@@ -118,6 +127,7 @@ def test_what_a_person_reads(job: Job, archive):
         "embedded  11",
         "failed    1 (1 not_an_image)",
         "items/s",
+        f"\n{done.record['bottleneck']['sentence']}\n",
         "Most frequent labels",
         "Some of the tags",
         f"{done.output}/predictions/",

@@ -14,6 +14,8 @@ from typing import Any
 
 from transforms.records import Effort
 
+STAGES = ("fetch", "decode", "device", "score", "write")
+
 EXAMPLES = 8
 """How many example tags a run's record keeps."""
 
@@ -31,8 +33,8 @@ class Example:
 class Account:
     """What happened to some items: a shard's, or after merging, a run's.
 
-    `labels` counts best tags per label-set id, `modalities` what items were embedded by; `seconds`
-    is busy time per stage, over all threads; `retries` counts reads that were tried again.
+    `labels` counts best tags per label-set id, `modalities` what items were embedded by; `effort`
+    is what it took, over all threads and workers.
     `known_failures` are those of earlier runs that were not tried again, `failures` this run's.
     `scored` counts stored vectors that were scored against a label set. `shards` has, of every
     shard that does not add up, the items that were listed less those that were written.
@@ -44,13 +46,12 @@ class Account:
     duplicates: int = 0
     scored: int = 0
     bytes: int = 0
-    retries: int = 0
     modalities: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     known_failures: Counter[str] = field(default_factory=Counter)
     shards: dict[str, int] = field(default_factory=dict)
     labels: dict[str, Counter[str]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    effort: Effort = field(default_factory=Effort)
     files: list[str] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
 
@@ -87,16 +88,14 @@ class Account:
                 del self.shards[shard_id]
         for label_set_id, counts in other.labels.items():
             self.labels.setdefault(label_set_id, Counter()).update(counts)
-        self.spend(Effort(other.seconds, other.retries))
+        self.spend(other.effort)
         self.files.extend(other.files)
         # The first by name, so that the record does not depend on the order of shards.
         self.examples = sorted([*self.examples, *other.examples], key=lambda e: e.uri)[:EXAMPLES]
 
     def spend(self, effort: Effort) -> None:
         """Add what a batch, or a shard, cost."""
-        self.retries += effort.retries
-        for stage, spent in effort.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+        self.effort = self.effort.plus(effort)
 
 
 def merge_accounts(accounts: Iterable[Account]) -> Account:
@@ -149,10 +148,10 @@ def finished(
         "scored": account.scored,
         "unbalanced_shards": dict(sorted(account.shards.items())),
         "modalities": dict(account.modalities.most_common()),
-        "retries": account.retries,
+        "retries": account.effort.retries,
         "bytes": account.bytes,
         "items_per_second": round(account.written / wall, 1) if wall else None,
-        "stage_seconds": {stage: round(spent, 3) for stage, spent in account.seconds.items()},
+        **_time_spent(account.effort, datetime.datetime.fromisoformat(started_at)),
         "labels": {
             label_set_id: dict(counts.most_common())
             for label_set_id, counts in sorted(account.labels.items())
@@ -162,6 +161,26 @@ def finished(
             for example in account.examples
         ],
         "files": sorted(account.files),
+    }
+
+
+def _time_spent(effort: Effort, started: datetime.datetime) -> dict[str, Any]:
+    """Seconds per stage, the workers they were spent on, and what went by before any was."""
+    began = effort.began
+    machines = {name.partition("/")[0]: cores for name, cores in effort.workers.items()}
+    return {
+        "startup_seconds": None
+        if began is None
+        else round(max(0.0, began - started.timestamp()), 3),
+        "stages": {
+            stage: {
+                "busy": round(effort.seconds.get(stage, 0.0), 3),
+                "waiting": round(effort.waiting.get(stage, 0.0), 3),
+            }
+            for stage in STAGES
+            if stage in effort.seconds or stage in effort.waiting
+        },
+        "workers": {"processes": len(effort.workers), "cores": sum(machines.values())},
     }
 
 

@@ -93,7 +93,7 @@ def embed_once(
         else:
             failures.append(replace(failed[firsts[content].ref], ref=ref))
     progress.add(embedded=len(copies), failed=len(failures))
-    effort = batch.effort.and_then("embed", time.perf_counter() - started)
+    effort = batch.effort.and_then("device", time.perf_counter() - started)
     embeddings, duplicates = _with_copies(embedded.embeddings, copies, run)
     return replace(
         embedded,

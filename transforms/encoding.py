@@ -103,7 +103,7 @@ def embed_batch(
         run,
     )
     progress.add(embedded=len(good), failed=len(failures))
-    effort = batch.effort.and_then("embed", time.perf_counter() - started)
+    effort = batch.effort.and_then("device", time.perf_counter() - started)
     return EmbeddedBatch(batch.position, rows, (*batch.failures, *failures), effort, batch.counts)
 
 

@@ -214,17 +214,14 @@ class ItemReader:
             raise _KnownError(Known(None if state is True else str(state)))
 
     def _fetch_and_decode(self, ref: MediaRef, spent: _Spent, alone: bool) -> _Half | Failure:
-        started = time.perf_counter()
         try:
-            with self._fetched(ref) as fetched:
-                spent.fetch = time.perf_counter() - started
+            with self._fetched(ref, spent) as fetched:
                 spent.retries = fetched.retries
                 seen = _seen(ref, fetched.version)
                 if ref.version_unknown:
                     self._refuse_known(seen)
                 return self._decode(seen, fetched.data, spent, alone)
         except MediaError as error:
-            spent.fetch = time.perf_counter() - started
             spent.retries = error.retries
             # What came of it the last time is there: its failure, or the vector of its text alone.
             if ref.version_unknown:
@@ -232,17 +229,23 @@ class ItemReader:
             return Failure(ref, Stage.READ, error.reason, str(error))
 
     @contextlib.contextmanager
-    def _fetched(self, ref: MediaRef) -> Iterator[Fetched]:
+    def _fetched(self, ref: MediaRef, spent: _Spent) -> Iterator[Fetched]:
         """The object, and room for its bytes as long as they are in use."""
         most = self._limits.max_bytes
         if ref.size is not None and ref.size > most:
             raise _too_many(ref.size, most)
         allowance = min(UNLISTED_BYTES if ref.size is None else ref.size, most)
         while True:
+            asked = time.perf_counter()
             with self._bytes_room.take(allowance):
                 try:
                     with self._slots:
-                        fetched = self.fetcher.fetch(ref.uri, allowance)
+                        begun = time.perf_counter()
+                        spent.fetch_waiting += begun - asked
+                        try:
+                            fetched = self.fetcher.fetch(ref.uri, allowance)
+                        finally:
+                            spent.fetch += time.perf_counter() - begun
                 except LargerError as larger:
                     # The listing did not tell, or the object has grown since. It waits for more
                     # room without holding any: holding some, all could wait for each other.
@@ -254,7 +257,7 @@ class ItemReader:
                     return
 
     def _decode(self, ref: MediaRef, data: bytes, spent: _Spent, alone: bool) -> _Half | Failure:
-        started = time.perf_counter()
+        started, processor = time.perf_counter(), time.thread_time()
         try:
             # By content first: bytes that begin as a picture are one under any name.
             is_text = _named_text(ref.uri) and not looks_like_image(data)
@@ -273,7 +276,9 @@ class ItemReader:
         except MediaError as error:
             return Failure(ref, Stage.DECODE, error.reason, str(error))
         finally:
-            spent.decode = time.perf_counter() - started
+            # Many threads share the cores: only the processor's seconds tell what decoding takes.
+            spent.decode = time.thread_time() - processor
+            spent.decode_waiting = max(0.0, time.perf_counter() - started - spent.decode)
         return _Half(ref, data, image.pixels, image.width, image.height)
 
     def _text(self, sample: TarSample) -> _Half | Failure | None:
@@ -306,11 +311,15 @@ def _too_many(size: int | None, most: int) -> MediaError:
 @dataclass(slots=True)
 class _Spent:
     fetch: float = 0.0
+    fetch_waiting: float = 0.0
     decode: float = 0.0
+    decode_waiting: float = 0.0
     retries: int = 0
 
     def effort(self) -> Effort:
-        return Effort({"fetch": self.fetch, "decode": self.decode}, self.retries)
+        busy = {"fetch": self.fetch, "decode": self.decode}
+        waiting = {"fetch": self.fetch_waiting, "decode": self.decode_waiting}
+        return Effort(busy, self.retries, waiting)
 
 
 class _KnownError(Exception):

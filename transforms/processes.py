@@ -39,6 +39,14 @@ def started_at(pid: int) -> str | None:
     return None if fields[0] in (b"Z", b"X") else fields[19].decode()
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # Not on every system.
+        return os.cpu_count() or 1
+
+
 def machine() -> str:
     """A short name for it, as `here` tells it."""
     return hashlib.sha256(repr(here()).encode()).hexdigest()[:8]

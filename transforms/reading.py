@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import apache_beam as beam
@@ -25,6 +27,7 @@ from transforms.imagetower import pixel_memory
 from transforms.items import Item, ItemReader, Known
 from transforms.knownvectors import shared_vectors
 from transforms.ledger import LedgerSpec, key_of, shared_ledger
+from transforms.processes import cores, machine
 from transforms.progress import progress
 from transforms.records import (
     Batch,
@@ -57,7 +60,8 @@ class ReadMedia(beam.PTransform[beam.PCollection[Shard], beam.PCollection[Batch]
     A shard of references ends as one shard; a tar as one or more, of up to `shard_size` samples.
     What cannot be read or decoded travels on as failures of its batch. What the `ledger` holds,
     which of a tar's members and of unlisted versions only shows here, is left out and counted;
-    with `joined` the references know of it themselves.
+    with `joined` the references know of it themselves. Of a tar no more than `samples_of_tar` are
+    read, where that is told.
     """
 
     decode: ImageDecoder
@@ -69,6 +73,7 @@ class ReadMedia(beam.PTransform[beam.PCollection[Shard], beam.PCollection[Batch]
     storage_options: StorageOptions = field(default_factory=dict)
     ledger: LedgerSpec | None = None
     joined: bool = False
+    samples_of_tar: int | None = None
 
     def expand(self, pcoll: beam.PCollection[Shard]) -> beam.PCollection[Batch]:
         """Wire the reader."""
@@ -90,6 +95,7 @@ class _Pending:
         self._pixels = pixel_memory((capacity, *size, 3))
         self._results: list[Future[Item]] = []
         self._listed = 0
+        self._began = time.time()
         self.last = False
         self.end = False
 
@@ -132,13 +138,7 @@ class _Pending:
             media=media,
             pixels=self._pixels[:count] if len(rows) == count else self._pixels[rows],
             failures=failures,
-            effort=Effort(
-                {
-                    stage: sum(item.effort.seconds[stage] for item in items)
-                    for stage in ("fetch", "decode")
-                },
-                sum(item.effort.retries for item in items),
-            ),
+            effort=Effort(began=self._began).plus(*(item.effort for item in items)),
             counts=counts,
         )
 
@@ -172,6 +172,9 @@ class _ReadBatches(beam.DoFn):
         threads = self.settings.limits.concurrency + (os.cpu_count() or 1)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="beamtag-read")
         self._ahead: deque[tuple[_Pending, Any, Any]] = deque()
+        self._worker = {f"{machine()}/{os.getpid()}": cores()}
+        self._waited = 0.0
+        self._stream = _StreamEffort()
         self.items = self._reader()
 
     def _reader(self) -> ItemReader:
@@ -191,10 +194,14 @@ class _ReadBatches(beam.DoFn):
         timestamp: Any = beam.DoFn.TimestampParam,
         window: Any = beam.DoFn.WindowParam,
     ) -> Iterator[Any]:
+        # All that is done here is what the model waits for, also for the bytes of a tar.
+        since = time.perf_counter()
         for pending in self._tar(shard) if shard.tar else self._refs(shard):
             self._ahead.append((pending, timestamp, window))
             if len(self._ahead) > BATCHES_AHEAD:
-                yield self._next()
+                yield self._next(since)
+                since = time.perf_counter()
+        self._waited += time.perf_counter() - since
 
     def _refs(self, shard: Shard) -> Iterator[_Pending]:
         capacity = max(1, min(len(shard.refs), self.settings.batch_size))
@@ -205,11 +212,12 @@ class _ReadBatches(beam.DoFn):
         capacity = min(self.settings.batch_size, self.settings.shard_size)
         # Of the run too: another run leaves out what this one has done, and must not overwrite it.
         run = hashlib.sha256(self.settings.run_id.encode()).hexdigest()[:6]
-        with ahead(self._samples(ref), SAMPLES_AHEAD) as read:
+        some = itertools.islice(self._samples(ref), self.settings.samples_of_tar)
+        with ahead(some, SAMPLES_AHEAD) as read:
             samples = _Peekable(read)
-            for part, some in enumerate(_parts(samples, self.settings.shard_size)):
-                shard_id = f"{shard.shard_id}-{run}-{part:04d}"
-                for pending in self._batches(shard_id, some, capacity):
+            for number, part in enumerate(_parts(samples, self.settings.shard_size)):
+                shard_id = f"{shard.shard_id}-{run}-{number:04d}"
+                for pending in self._batches(shard_id, part, capacity):
                     pending.end = pending.last and samples.at_end
                     yield pending
 
@@ -233,28 +241,36 @@ class _ReadBatches(beam.DoFn):
         items, limits = self.items, self.settings.limits
         pictures = frozenset(names.PICTURES)
         held = {bytes.fromhex(member.version): member.reason for member in tar.held}
+        since = time.perf_counter()
         try:
             with items.fetcher.open(tar) as file:
                 for sample in read_samples(
                     file, tar.uri, tar.version, self.settings.carry, limits.max_bytes, pictures
                 ):
+                    read = time.perf_counter()
                     items.make_room(sample)
+                    self._stream.add(read - since, time.perf_counter() - read)
                     key = key_of(sample.ref)
                     if key in held:
                         known = (Held(sample.ref.version, held[key]),)
                         sample = sample._replace(ref=sample.ref._replace(held=known))
                     yield sample
+                    since = time.perf_counter()
         except MediaError as error:
             yield TarSample(tar, problem=error)
 
     def finish_bundle(self) -> Iterator[Any]:
         while self._ahead:
-            yield self._next()
+            yield self._next(time.perf_counter())
 
-    def _next(self) -> WindowedValue:
+    def _next(self, since: float) -> WindowedValue:
         # What is yielded belongs to the shard it came from, not to the one that is read now.
         pending, timestamp, window = self._ahead.popleft()
-        return WindowedValue(pending.wait(), timestamp, (window,))
+        batch = pending.wait()
+        waited, self._waited = self._waited + time.perf_counter() - since, 0.0
+        effort = Effort(waiting={"device": waited}, workers=self._worker)
+        batch = replace(batch, effort=batch.effort.plus(effort, self._stream.take()))
+        return WindowedValue(batch, timestamp, (window,))
 
     def _abandon(self) -> None:
         self.items.abandon()
@@ -265,6 +281,25 @@ class _ReadBatches(beam.DoFn):
     def teardown(self) -> None:
         self._abandon()
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _StreamEffort:
+    """What reading a tar takes, in its thread, until the next batch takes it along."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._busy = self._waiting = 0.0
+
+    def add(self, busy: float, waiting: float) -> None:
+        with self._lock:
+            self._busy += busy
+            self._waiting += waiting
+
+    def take(self) -> Effort:
+        with self._lock:
+            effort = Effort({"fetch": self._busy}, waiting={"fetch": self._waiting})
+            self._busy = self._waiting = 0.0
+        return effort
 
 
 class _Peekable(Iterator[TarSample]):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pickle
 import re
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -250,14 +250,43 @@ class BatchPosition:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """What a batch cost: busy seconds per stage, summed over threads, and reads tried again."""
+    """What a batch cost: busy and waiting seconds per stage, and reads tried again.
+
+    Those of `fetch` and `decode` are summed over threads; of `decode` the busy ones are the
+    processor's, and it also waits for that. `device` waits for a batch to be read, `write` for the
+    store. `began` is when reading began, as Unix time; `workers` has the processes that read, each
+    with the cores that it may use.
+    """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     retries: int = 0
+    waiting: Mapping[str, float] = field(default_factory=dict)
+    began: float | None = None
+    workers: Mapping[str, int] = field(default_factory=dict)
 
     def and_then(self, stage: str, seconds: float) -> Effort:
         """The effort with one more stage."""
-        return Effort({**self.seconds, stage: seconds}, self.retries)
+        return replace(self, seconds={**self.seconds, stage: seconds})
+
+    def plus(self, *others: Effort) -> Effort:
+        """All of it together."""
+        efforts = (self, *others)
+        began = [effort.began for effort in efforts if effort.began is not None]
+        return Effort(
+            _sums(effort.seconds for effort in efforts),
+            sum(effort.retries for effort in efforts),
+            _sums(effort.waiting for effort in efforts),
+            min(began, default=None),
+            {name: cores for effort in efforts for name, cores in effort.workers.items()},
+        )
+
+
+def _sums(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for part in parts:
+        for stage, seconds in part.items():
+            sums[stage] = sums.get(stage, 0.0) + seconds
+    return sums
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ from transforms.runlock import check_place, give_back
 from transforms.schemas import SCHEMA_VERSION, VERSION_KEY, embeddings_schema, failures_schema
 from transforms.storage import StorageOptions, use_storage_options
 from transforms.tabletext import escaped
+from transforms.utilisation import where_time_went
 
 ROW_GROUP_ROWS = 64 * 1024
 
@@ -207,6 +208,7 @@ def write_shard(
     file. Raises PublishError.
     """
     started = time.perf_counter()
+    stored = 0.0
     batches = sorted(batches, key=lambda batch: batch.embedded.position.seq)
     last = batches[-1].embedded.position
     failures = [failure for batch in batches for failure in batch.embedded.failures]
@@ -222,7 +224,11 @@ def write_shard(
     def write(table: pa.Table, *partitions: str, footer: Mapping[bytes, bytes] = _NOTHING) -> None:
         dt = run.run_date if last.dt is None else last.dt
         url = table_file(run.output, last.shard_id, *partitions, f"dt={dt}")
-        publish(url, parquet_bytes(table, footer), run.run_id, check)
+        content = parquet_bytes(table, footer)
+        begun = time.perf_counter()
+        publish(url, content, run.run_id, check)
+        nonlocal stored
+        stored += time.perf_counter() - begun
         account.files.append(url)
 
     failed = failure_rows(failures, run, model_id)
@@ -244,7 +250,8 @@ def write_shard(
             account.examples = _examples(best)
     if last.dt is None and not of_tar:
         write(failed, "failures")
-    account.spend(Effort({"write": time.perf_counter() - started}))
+    busy = time.perf_counter() - started - stored
+    account.spend(Effort({"write": busy}, waiting={"write": stored}))
     return account
 
 
@@ -397,6 +404,7 @@ def write_run_record(
     """Write a finished run's record and give its URL. Raises `UnfinishedError`, see above."""
     use_storage_options(storage_options or {})
     record = {**header, **finished(account, header["started_at"], max_failures)}
+    record |= where_time_went(record)
     publish_record(url, record)
     if gives_back:
         give_back(header["output"], header["run_id"])

@@ -188,7 +188,8 @@ def run_job(archive: Archive) -> Turn:
         raise SystemExit(f"the job ended with {status}")
     record = bench.run_record(archive.output)
     assert record["scored"] == archive.rows, record
-    told = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in record["stage_seconds"].items())
+    spent = {stage: sum(seconds.values()) for stage, seconds in record["stages"].items()}
+    told = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in spent.items())
     return Turn(record["wall_seconds"], time.process_time() - cpu, told)
 
 

@@ -18,6 +18,7 @@ NAMES = (
     "overhead",
     "memory",
     "latency",
+    "estimate",
     "listing",
     "unchanged",
     "one_percent",
