@@ -59,7 +59,8 @@ def build(
             ledger,
             joined=not spec.is_local,
         )
-        | "EmbedMedia" >> EmbedMedia(spec.model, model.dim, run, spec.text_weight, stores, ledger)
+        | "EmbedMedia"
+        >> EmbedMedia(spec.model, model.dim, run, spec.text_weight, stores, ledger, decoder)
         | "ScoreLabels" >> ScoreLabels(label_vectors, run)
         | "WriteShards" >> WriteShards(run, model.model_id, stores, ledger, spec.abort_after)
     )

@@ -43,12 +43,13 @@ def run(spec: TagSpec) -> int:
 
     Raises `UsageError` and `ModelError`, both before any work starts.
     """
-    from transforms.model import check_device
+    from transforms.model import check_decode, check_device
     from transforms.modelstore import describe_model
 
     _check_inputs(spec)
     model = describe_model(spec.model)
     check_device(spec.model)
+    check_decode(spec.decode, spec.model)
     spec = resolved(spec, model)
     header = record_header(spec, model, SETTINGS)
     header["inputs"] = [_masked(given.url) for given in spec.inputs]

@@ -13,19 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from transforms.fitting import LONGEST, scaled_size
+from transforms.fitting import can_be_whole, scaled_size
 from transforms.records import Preprocess
 
-MARGIN = 2.5
+MARGIN = 2.8
 """How much larger than the model's input a picture is decoded, at least, and resized from there."""
-
-_COLOURS = {"RGB": "RGB", "L": "GRAY"}
 
 
 class Reduced(NamedTuple):
-    """`uint8[h, w, 3]` pixels, or `[h, w, 1]` of greys; `size` is the picture's width and height.
+    """`uint8[h, w, 3]` pixels; `size` is the width and height of the picture in units of them.
 
-    In the reduced pixels, of which the last ones of a row or a column may be only partly in it.
+    The last ones of a row or a column may be only partly in it.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -37,7 +35,7 @@ def reduction(size: tuple[int, int], orientation: int, preprocess: Preprocess) -
 
     0 where it is too long to be resized whole, and for one without pixels.
     """
-    if max(size) > LONGEST * min(size):
+    if not can_be_whole(size):
         return 0
     upright = size[::-1] if orientation >= 5 else size
     scaled = scaled_size(upright, preprocess)
@@ -49,16 +47,14 @@ def decode_reduced(data: bytes, mode: str, size: tuple[int, int], factor: int) -
     """A JPEG of `mode` (Pillow's) and `size` at 1 / `factor`; None for whatever is not plain.
 
     That is for Pillow to decode, or to say what is wrong: other colours than RGB and grey, data of
-    which the decoder says anything at all, or another picture than its header tells.
+    which the decoder has anything to say, or another picture than its header tells.
     """
-    if mode not in _COLOURS:
+    if mode not in ("RGB", "L"):
         return None
     width, height = -(-size[0] // factor), -(-size[1] // factor)
     try:
         # It takes the smallest of its scales that is no smaller than this.
-        pixels = simplejpeg.decode_jpeg(
-            data, _COLOURS[mode], min_width=width, min_height=height, strict=True
-        )
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height)
     except ValueError:
         return None
     if pixels.shape[:2] != (height, width):

@@ -89,6 +89,7 @@ class _Pending:
         self._reader = reader
         # Rows that no picture comes for are never touched, and take no memory.
         self._pixels: npt.NDArray[np.uint8] = np.empty((capacity, *size, 3), np.uint8)
+        self._encoded: dict[int, npt.NDArray[np.uint8]] = {}
         self._results: list[Future[Item]] = []
         self._listed = 0
         self.last = False
@@ -106,6 +107,9 @@ class _Pending:
     def _read_one(self, row: int, source: MediaRef | TarSample, items: ItemReader) -> Item:
         item = items.read(source)
         if item.pixels is None:
+            return item
+        if item.pixels.ndim == 1:
+            self._encoded[row] = item.pixels
             return item
         self._pixels[row] = item.pixels
         return item._replace(pixels=self._pixels[row])
@@ -141,6 +145,9 @@ class _Pending:
                 sum(item.effort.retries for item in items),
             ),
             counts=counts,
+            encoded={
+                place: self._encoded[row] for place, row in enumerate(rows) if row in self._encoded
+            },
         )
 
 
