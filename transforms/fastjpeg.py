@@ -2,7 +2,8 @@
 
 A JPEG holds blocks of 8 x 8 frequencies. Made of the low ones only, a picture is smaller at once:
 most of the transforms and of the pixels that a resize would read are never made. What it costs in
-exactness is measured by `tests/benchmarks/decode_parity.py`.
+exactness is measured by `tests/benchmarks/decode_parity.py`. At other scales than these libjpeg has
+no vector code, and takes longer than for the whole picture.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from transforms.fitting import can_be_whole, scaled_size
 from transforms.records import Preprocess
 
 MARGIN = 2.8
-"""How much larger than the model's input a picture is decoded, at least, and resized from there."""
+"""How much larger than the model's input a picture is decoded, at least, and resized from there.
+
+By what the demo model makes of its held-out drawings: of their tags 0.5 % differ at 2.8, 0.7 % at
+2.5, 1 to 3 % at 1 to 1.5. Vectors drift by a tenth of the bound on them even at 1.9.
+"""
 
 
 class Reduced(NamedTuple):

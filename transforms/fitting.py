@@ -2,7 +2,7 @@
 
 `fit` does it by Pillow, as the model's own preprocess does. `fit_pixels` does it by torch, several
 times as fast, on pixels that a decoder has already made smaller; of the same pixels it gives the
-same ones as Pillow, but for a rounding of one level.
+same ones as Pillow, but for rounding by a level, seldom two.
 """
 
 from __future__ import annotations
