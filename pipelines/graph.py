@@ -102,7 +102,8 @@ def _written(
             joined=not spec.is_local,
             samples_of_tar=samples_of_tar,
         )
-        | "EmbedMedia" >> EmbedMedia(spec.model, model.dim, run, spec.text_weight, stores, ledger)
+        | "EmbedMedia"
+        >> EmbedMedia(spec.model, model.dim, run, spec.text_weight, stores, ledger, decoder)
         | "ScoreLabels" >> ScoreLabels(label_vectors, run)
         | "WriteShards" >> WriteShards(run, model.model_id, stores, ledger, spec.abort_after)
     )

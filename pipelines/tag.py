@@ -45,13 +45,14 @@ def run(spec: TagSpec) -> int:
 
     Raises `UsageError` and `ModelError`, both before any work starts.
     """
-    from transforms.model import check_device
+    from transforms.model import check_decode, check_device
     from transforms.modelstore import describe_model
 
     check_inputs(spec)
     model = describe_model(spec.model)
     if spec.is_local:
         check_device(spec.model)
+        check_decode(spec.decode, spec.model)
     spec = resolved(spec, model)
     header = record_header(spec, model, SETTINGS)
     header["inputs"] = [masked(given.url) for given in spec.inputs]

@@ -78,10 +78,11 @@ if "HEIF" in FORMATS:  # the `heic` extra
     VARIETIES += heics(picture(WIDTH, HEIGHT))
 
 
+@pytest.mark.parametrize("mode", ["exact", "fast"])
 @pytest.mark.parametrize("variety", VARIETIES, ids=lambda variety: variety.name)
-def test_every_variety_gives_its_pixels(variety):
+def test_every_variety_gives_its_pixels(variety, mode):
     assert looks_like_image(variety.data)
-    decoded = decode_image(variety.data, exact((WIDTH, HEIGHT)), 10**6)
+    decoded = decode_image(variety.data, exact((WIDTH, HEIGHT)), 10**6, mode=mode)
     assert (decoded.width, decoded.height) == (WIDTH, HEIGHT)
     apart = np.abs(decoded.pixels.astype(int) - variety.pixels.astype(int))
     assert apart.max() <= variety.tolerance

@@ -49,7 +49,9 @@ def plain_loop(model_folder: Path, archive: Path, labels: dict) -> tuple[np.ndar
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_the_job_equals_the_plain_loop(kind, job: Job, labels, archive, tmp_path):
     model = make_checkpoint(tmp_path / kind, kind)
-    done = job(input=archive, model=f"local-dir:{model}", shard_size=300, batch_size=64)
+    done = job(
+        input=archive, model=f"local-dir:{model}", shard_size=300, batch_size=64, decode="exact"
+    )
     assert done.status == 0, done.err
     expected, names = plain_loop(model, archive, yaml.safe_load(labels.read_text()))
 

@@ -31,7 +31,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from transforms import exif
 from transforms.colour import Recolour, plain, to_srgb
 from transforms.fastjpeg import decode_reduced, reduction
-from transforms.fitting import fit, fit_pixels
+from transforms.fitting import can_be_whole, fit, fit_pixels
 from transforms.headers import check_header, ends_early, kind_of, too_many_pixels
 from transforms.records import Decode, MediaError, Preprocess, Reason
 
@@ -53,6 +53,9 @@ _READERS: dict[str, type[ImageFile.ImageFile]] = {
     "AVIF": AvifImageFile,
     "JPEG2000": Jpeg2KImageFile,
 }
+MAX_ENCODED_BYTES = 8 * 1024 * 1024
+"""Larger JPEGs are not kept for a device: some hundreds of them may be waiting for it."""
+
 _BYTES_A_PIXEL = {"GIF": 6, "PNG": 12, "AVIF": 9, "HEIF": 9, "WEBP": 20, "JPEG2000": 20}
 """What decoding takes at most, measured, where it is more than 4: alpha, 16 bits, copies."""
 
@@ -107,7 +110,10 @@ Room = Callable[[int], contextlib.AbstractContextManager[object]]
 
 
 class DecodedImage(NamedTuple):
-    """`pixels` is `uint8[H, W, 3]` as the model wants it; width and height are the original's."""
+    """`pixels` is `uint8[H, W, 3]` as the model wants it; width and height are the original's.
+
+    In the mode `gpu` it may also be the JPEG's own bytes, `uint8[N]`, for `devicedecoding`.
+    """
 
     pixels: npt.NDArray[np.uint8]
     width: int
@@ -162,16 +168,19 @@ def decode_image(
             message = "32-bit pixels have no agreed range: nobody knows what is white"
             raise MediaError(Reason.UNSUPPORTED_IMAGE, message)
         with room(max(least, image.width * image.height) * _BYTES_A_PIXEL.get(kind, 4)):
-            if (
-                mode == "fast"
-                and kind == "JPEG"
-                and (done := _decode_fast(image, data, preprocess))
-            ):
-                return done
+            if mode == "gpu" and kind == "JPEG" and _is_for_device(image, data):
+                return DecodedImage(np.frombuffer(data, np.uint8), *_upright_size(image))
+            if mode != "exact" and kind == "JPEG":
+                fast = _decode_fast(image, data, preprocess)
+                if fast is not None:
+                    return fast
             image.load()
             upright = image if kind == "TIFF" else _upright(image)
             flat, recolour = _flatten(upright, kind, data, background)
-            pixels = np.asarray(fit(flat, preprocess, recolour))
+            if mode != "exact" and can_be_whole(flat.size):
+                pixels = fit_pixels(np.array(flat), flat.size, 1, preprocess, recolour)
+            else:
+                pixels = np.asarray(fit(flat, preprocess, recolour))
     except MemoryError as error:
         raise MediaError(Reason.OUT_OF_MEMORY, "not enough memory to decode") from error
     except _BROKEN as error:
@@ -181,14 +190,29 @@ def decode_image(
 
 def _decode_fast(image: Image.Image, data: bytes, preprocess: Preprocess) -> DecodedImage | None:
     """A JPEG, opened and not loaded, by way of `fastjpeg`; None where that does not take it."""
-    turn = _turn(image)
+    turn = exif.orientation(image.info)
     factor = reduction(image.size, turn, preprocess)
     reduced = decode_reduced(data, image.mode, image.size, factor) if factor else None
     if reduced is None:
         return None
     recolour = _recolour(image, grey=image.mode == "L")
     pixels = fit_pixels(reduced.pixels, reduced.size, turn, preprocess, recolour)
-    return DecodedImage(pixels, *(image.size[::-1] if turn >= 5 else image.size))
+    return DecodedImage(pixels, *_upright_size(image))
+
+
+def _is_for_device(image: Image.Image, data: bytes) -> bool:
+    """Whether a JPEG, opened and not loaded, is of the plain kind that a device decodes alike.
+
+    Whole, as far as its end tells: what is cut is for Pillow to refuse.
+    """
+    return (
+        image.mode in ("RGB", "L")
+        and can_be_whole(image.size)
+        and len(data) <= MAX_ENCODED_BYTES
+        and image.info.get("adobe_transform", 1) == 1
+        and _recolour(image, grey=image.mode == "L") is plain
+        and data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+    )
 
 
 def looks_like_image(data: bytes) -> bool:
@@ -210,14 +234,12 @@ def _failure(kind: str, data: bytes, error: BaseException) -> MediaError:
 def _upright(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it rewrites the metadata too, and fails where that is broken.
     # (Not for TIFF, which Pillow turns as it loads it. HEIC is turned too, and says so.)
-    turn = _turn(image)
+    turn = exif.orientation(image.info)
     return image if turn == 1 else image.transpose(_TURNS[turn])
 
 
-def _turn(image: Image.Image) -> int:
-    """The orientation of a picture (1 to 8), as its metadata tell it."""
-    turn = exif.orientation(image.info)
-    return turn if turn in _TURNS else 1
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return image.size[::-1] if exif.orientation(image.info) >= 5 else image.size
 
 
 def _flatten(

@@ -13,6 +13,7 @@ from typing import Any
 import apache_beam as beam
 
 from transforms.decoding import ImageDecoder
+from transforms.devicedecoding import decode_encoded
 from transforms.duplicates import embed_once
 from transforms.encoding import embed_batch
 from transforms.examples import place_labels
@@ -20,7 +21,7 @@ from transforms.knownvectors import shared_vectors
 from transforms.labels import LabelSet
 from transforms.ledger import LedgerSpec
 from transforms.lightimports import without
-from transforms.model import LazyModel
+from transforms.model import LazyModel, check_decode
 from transforms.records import (
     Batch,
     EmbeddedBatch,
@@ -47,8 +48,10 @@ class OpenClipHandler(ModelHandler[Batch, EmbeddedBatch, LazyModel]):
         text_weight: float = 0.5,
         storage_options: StorageOptions | None = None,
         ledger: LedgerSpec | None = None,
+        decode: ImageDecoder | None = None,
     ) -> None:
         super().__init__()
+        self._decode = decode
         self._ledger = ledger
         self._spec = model
         self._dim = dim
@@ -70,11 +73,19 @@ class OpenClipHandler(ModelHandler[Batch, EmbeddedBatch, LazyModel]):
         """Embed one batch; with `with_no_batching` what RunInference hands over is the `Batch`."""
         del inference_args
         assert isinstance(batch, Batch)
+        decoded = self._decoded(batch, model)
         # Lists: RunInference times what it can count.
         if self._ledger is None:
-            return [embed_batch(batch, model, self._dim, self._run, self._text_weight)]
+            return [embed_batch(decoded, model, self._dim, self._run, self._text_weight)]
         known = shared_vectors(self._ledger)
-        return [embed_once(batch, model, self._dim, self._run, self._text_weight, known)]
+        return [embed_once(decoded, model, self._dim, self._run, self._text_weight, known)]
+
+    def _decoded(self, batch: Batch, model: LazyModel) -> Batch:
+        if self._decode is None or not batch.encoded:
+            return batch
+        # Here, where it may be another machine than the one that the job was launched on.
+        check_decode(self._decode.mode, self._spec)
+        return decode_encoded(batch, self._decode, model.load().device)
 
     def get_num_bytes(self, batch: Sequence[Batch]) -> int:
         """The pixels' bytes; Beam's own answer pickles the whole batch to learn it."""
@@ -96,6 +107,7 @@ class EmbedMedia(beam.PTransform[beam.PCollection[Batch], beam.PCollection[Embed
 
     `text_weight` (0 to 1) is the share of the text in an item of picture and text. Bytes that have
     a vector in the output of `ledger`, or had one made by this process, are not embedded again.
+    `decode` is for pictures that come encoded.
     """
 
     model: ModelSpec
@@ -104,11 +116,18 @@ class EmbedMedia(beam.PTransform[beam.PCollection[Batch], beam.PCollection[Embed
     text_weight: float = 0.5
     storage_options: StorageOptions = field(default_factory=dict)
     ledger: LedgerSpec | None = None
+    decode: ImageDecoder | None = None
 
     def expand(self, pcoll: beam.PCollection[Batch]) -> beam.PCollection[EmbeddedBatch]:
         """Wire RunInference."""
         handler = OpenClipHandler(
-            self.model, self.dim, self.run, self.text_weight, self.storage_options, self.ledger
+            self.model,
+            self.dim,
+            self.run,
+            self.text_weight,
+            self.storage_options,
+            self.ledger,
+            self.decode,
         )
         embedded: beam.PCollection[EmbeddedBatch] = pcoll | "RunInference" >> RunInference(
             handler.with_no_batching()

@@ -89,10 +89,15 @@ class _Tiff:
 
 
 def orientation(info: Mapping[str | tuple[int, int], object]) -> int:
-    """The EXIF orientation (1 to 8) that a loaded picture's metadata asks for; 1 where none does.
+    """The EXIF orientation (1 to 8) that an opened picture's metadata asks for; 1 where none does.
 
     `info` is Pillow's. As Pillow does, XMP is asked where EXIF does not tell.
     """
+    told = _told(info)
+    return told if 1 <= told <= 8 else 1
+
+
+def _told(info: Mapping[str | tuple[int, int], object]) -> int:
     exif = info.get("exif")
     if exif is None and isinstance(raw := info.get("Raw profile type exif"), str):
         exif = _from_hex(raw)

@@ -2,10 +2,12 @@
 
 `fit` does it by Pillow, as the model's own preprocess does. `fit_pixels` does it by torch, several
 times as fast, on pixels that a decoder has already made smaller; of the same pixels it gives the
-same ones as Pillow, but for a rounding of one level.
+same ones as Pillow, but for rounding by a level, seldom two.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,9 @@ from PIL import Image
 
 from transforms.colour import Recolour, plain
 from transforms.records import Preprocess
+
+if TYPE_CHECKING:
+    import torch
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -22,7 +27,7 @@ _RESAMPLING = {
 }
 
 LONGEST = 8
-"""A picture this many times as long as it is wide is not resized whole, to be cropped then."""
+"""How many times as long as it is wide a picture may be that `fit_pixels` resizes whole."""
 
 
 def fit(image: Image.Image, preprocess: Preprocess, recolour: Recolour = plain) -> Image.Image:
@@ -57,26 +62,30 @@ def fit_pixels(
     preprocess: Preprocess,
     recolour: Recolour = plain,
 ) -> Pixels:
-    """As `fit`, of `uint8[h, w, 3]` pixels, or `[h, w, 1]` of greys; gives `uint8[H, W, 3]`.
+    """As `fit`, of `uint8[h, w, 3]` pixels; gives `uint8[H, W, 3]`.
 
     `size` is (width, height) of the whole picture in units of `pixels`, of which the last column
     and row may be only part of it: a 598 pixels wide picture at a quarter of its size has 150
     columns and is 149.5 wide. `orientation` is EXIF's; it is resized first and turned then.
     """
-    lies = orientation >= 5
-    scaled = scaled_size(size[::-1] if lies else size, preprocess)
-    resized = _resize(pixels, size, scaled[::-1] if lies else scaled, interpolation(preprocess))
-    upright = _turned(resized, orientation)
-    if preprocess.resize_mode == "shortest":
-        height, width = preprocess.size
-        left, top = _corner(scaled, preprocess)
-        upright = upright[top : top + height, left : left + width]
-    if upright.shape[2] == 1:
-        upright = np.repeat(upright, 3, axis=2)
-    if recolour is plain and preprocess.resize_mode != "longest":
-        return np.ascontiguousarray(upright)
-    image = recolour(Image.fromarray(np.ascontiguousarray(upright)))
-    return np.asarray(_padded(image, preprocess))
+    import torch
+
+    # For bytes in channels-last order torch has vector code of its own. That they are, it tells by
+    # the strides, also by that of the batch of one, which other ways than reshape leave wrong.
+    batch = torch.from_numpy(pixels.reshape(1, *pixels.shape)).permute(0, 3, 1, 2)
+    return _fit_batch(batch, size, orientation, preprocess, recolour)
+
+
+def fit_tensor(image: torch.Tensor, orientation: int, preprocess: Preprocess) -> Pixels:
+    """As `fit`, of a `uint8[3, h, w]` tensor on any device; gives `uint8[H, W, 3]`."""
+    size = (image.shape[2], image.shape[1])
+    # Other devices than the CPU resize no bytes.
+    return _fit_batch(image[None].float(), size, orientation, preprocess, plain)
+
+
+def can_be_whole(size: tuple[int, int]) -> bool:
+    """Whether a picture has a shape that `fit_pixels` takes."""
+    return max(size) <= LONGEST * min(size)
 
 
 def scaled_size(size: tuple[float, float], preprocess: Preprocess) -> tuple[int, int]:
@@ -122,22 +131,39 @@ def _padded(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     return canvas
 
 
-def _resize(pixels: Pixels, size: tuple[float, float], to: tuple[int, int], how: str) -> Pixels:
+def _fit_batch(
+    batch: torch.Tensor,
+    size: tuple[float, float],
+    orientation: int,
+    preprocess: Preprocess,
+    recolour: Recolour,
+) -> Pixels:
+    """A batch of one picture, resized whole, turned upright, and cropped or padded then."""
     import torch
 
-    # Not by the sizes in whole pixels, which would stretch the picture where one is only in part
-    # in it. A hair more than `to`, so that rounding down cannot lose the last pixel.
-    scales = ((to[1] + 1e-6) / size[1], (to[0] + 1e-6) / size[0])
-    # A view in channels-last order: for this, torch has vector code of its own for bytes.
+    lies = orientation >= 5
+    scaled = scaled_size(size[::-1] if lies else size, preprocess)
+    across, down = scaled[::-1] if lies else scaled
     resized = torch.nn.functional.interpolate(
-        torch.from_numpy(pixels).permute(2, 0, 1)[None],
-        scale_factor=scales,
-        mode=how,
+        batch,
+        # Not by the sizes in whole pixels, which would stretch the picture where one is only in
+        # part in it. A hair more than wanted, so that rounding down cannot lose the last pixel.
+        scale_factor=((down + 1e-6) / size[1], (across + 1e-6) / size[0]),
+        mode=interpolation(preprocess),
         antialias=True,
         recompute_scale_factor=False,
-    )
-    array: Pixels = resized[0].permute(1, 2, 0).numpy()
-    return array[: to[1], : to[0]]
+    )[0, :, :down, :across]
+    if resized.is_floating_point():
+        resized = resized.round().clamp(0, 255).to(torch.uint8)
+    upright = _turned(resized.permute(1, 2, 0).cpu().numpy(), orientation)
+    if preprocess.resize_mode == "shortest":
+        height, width = preprocess.size
+        left, top = _corner(scaled, preprocess)
+        upright = upright[top : top + height, left : left + width]
+    fitted = np.ascontiguousarray(upright)
+    if recolour is plain and preprocess.resize_mode != "longest":
+        return fitted
+    return np.asarray(_padded(recolour(Image.fromarray(fitted)), preprocess))
 
 
 def _turned(pixels: Pixels, orientation: int) -> Pixels:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from transforms.imagetower import ImageTower, PrecisionError
 from transforms.lightimports import import_open_clip
 from transforms.modelstore import ModelError, describe_model, first_line, locate_model
-from transforms.records import ModelSpec
+from transforms.records import Decode, ModelSpec
 from transforms.texttower import Tokenizer, TowerError, load_text_tower
 
 if TYPE_CHECKING:
@@ -38,6 +38,18 @@ def check_device(spec: ModelSpec) -> None:
 
     if not torch.cuda.is_available():
         raise ModelError("--device=cuda, but this machine has no CUDA device that torch can use")
+
+
+def check_decode(decode: Decode, spec: ModelSpec) -> None:
+    """Raise `ModelError` where pictures are to be decoded on a CUDA device, and there is none."""
+    if decode != "gpu":
+        return
+    if spec.device == "cpu":
+        raise ModelError("--decode=gpu decodes where the model is, which is not --device=cpu")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ModelError("--decode=gpu, but this machine has no CUDA device that torch can use")
 
 
 def resolve_device(spec: ModelSpec) -> str:

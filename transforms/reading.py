@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
 from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms import names
@@ -93,6 +95,7 @@ class _Pending:
         self._reader = reader
         # Rows that no picture comes for are never touched, and take no memory.
         self._pixels = pixel_memory((capacity, *size, 3))
+        self._encoded: dict[int, npt.NDArray[np.uint8]] = {}
         self._results: list[Future[Item]] = []
         self._listed = 0
         self._began = time.time()
@@ -111,6 +114,9 @@ class _Pending:
     def _read_one(self, row: int, source: MediaRef | TarSample, items: ItemReader) -> Item:
         item = items.read(source)
         if item.pixels is None:
+            return item
+        if item.pixels.ndim == 1:
+            self._encoded[row] = item.pixels
             return item
         self._pixels[row] = item.pixels
         return item._replace(pixels=self._pixels[row])
@@ -140,6 +146,9 @@ class _Pending:
             failures=failures,
             effort=Effort(began=self._began).plus(*(item.effort for item in items)),
             counts=counts,
+            encoded={
+                place: self._encoded[row] for place, row in enumerate(rows) if row in self._encoded
+            },
         )
 
 

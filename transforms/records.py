@@ -22,8 +22,9 @@ or those of the ends that have nothing below them."""
 Precision = Literal["fp32", "bf16", "fp16", "int8", "auto"]
 """Of the image tower. `int8` is for processors; `auto` is the fastest there is, measured."""
 Device = Literal["auto", "cpu", "cuda"]
-Decode = Literal["exact", "fast"]
-"""How pictures are decoded: to the pixels of the model's own preprocess, or to nearly those."""
+Decode = Literal["exact", "fast", "gpu"]
+"""How pictures are decoded: to the pixels of the model's own preprocess, or to nearly those, by the
+CPU or, where they are JPEG, by the model's device."""
 Retry = Literal["none", "retryable", "all"]
 """Which failures of the same version are tried again."""
 
@@ -308,7 +309,8 @@ class Counts:
 class Batch:
     """Part of a shard, decoded: what the model sees, and what never will be seen.
 
-    `pixels` is `uint8[P, H, W, 3]`, a row for each of `media` that has a picture, in order.
+    `pixels` is `uint8[P, H, W, 3]`, a row for each of `media` that has a picture, in order. Rows in
+    `encoded` are not filled yet: their JPEGs are to be decoded where the model is.
     """
 
     position: BatchPosition
@@ -317,6 +319,7 @@ class Batch:
     failures: tuple[Failure, ...] = ()
     effort: Effort = Effort()
     counts: Counts = Counts()
+    encoded: Mapping[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """The number of items that the model is to embed; Beam's RunInference counts by it."""

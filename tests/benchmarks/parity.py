@@ -42,7 +42,7 @@ class Answers:
 def by_job(images: Path, model: str, output: Path) -> Answers:
     """What the job writes; top 1 whatever it scores."""
     arguments = bench.job_arguments(images, [LABELS], output, model)
-    bench.run_job([*arguments, "--top_k=1", "--threshold=0"], output)
+    bench.run_job([*arguments, "--decode=exact", "--top_k=1", "--threshold=0"], output)
     vectors, best = {}, {}
     for path in output.glob("embeddings/**/*.parquet"):
         for row in pq.ParquetFile(path).read(columns=["uri", "embedding"]).to_pylist():

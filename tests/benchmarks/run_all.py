@@ -13,6 +13,8 @@ import bench
 
 NAMES = (
     "parity",
+    "decoding",
+    "decode_parity",
     "demo_accuracy",
     "unseen",
     "overhead",
