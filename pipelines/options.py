@@ -93,6 +93,8 @@ def tag_spec(options: argparse.Namespace, beam_args: Sequence[str] = ()) -> TagS
     """A tag job of these options. Raises `UsageError`; label files are read and checked."""
     if options.detach and options.prune:
         raise UsageError("--prune needs the run's end, and --detach does not wait for it")
+    if options.precision == "int8" and options.device == "cuda":
+        raise UsageError("--precision=int8 is for processors; a GPU has bf16 and fp16")
     model = ModelSpec(
         options.model,
         options.pretrained,

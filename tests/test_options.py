@@ -37,6 +37,7 @@ def test_the_command_line_overrides_the_label_file(arguments):
     ("changes", "message"),
     [
         (["--batch_size=0"], "--batch_size: '0' is not a whole number from 1"),
+        (["--precision=int8", "--device=cuda"], "--precision=int8 is for processors; a GPU has"),
         (["--shard_size=many"], "--shard_size: 'many' is not a whole number from 1"),
         (["--run_date=yesterday"], "--run_date: 'yesterday' is not a date like 2026-01-31"),
         (["--background=blue"], "--background: 'blue' is not a colour like ffffff"),

@@ -169,7 +169,23 @@ class ImageTower:
             # The norms come first, while both are in fp32.
             tower = _folded(tower).to(memory_format=torch.channels_last)
         self._model.visual = lowered(tower, precision)
+        if precision == "int8":
+            self.precision = precision
+            if said := self._refused():
+                raise PrecisionError(f"--precision=int8 is not for this model's images: {said}")
         return precision
+
+    def _refused(self) -> str | None:
+        """Why the tower cannot embed a picture as it is now; None if it can.
+
+        Some read the weights of their own linear layers, which int8 ones do not have.
+        """
+        try:
+            self._encode(np.zeros((1, *self._size, 3), np.uint8), 1)
+        # Whatever a tower does with what is not there.
+        except Exception as error:
+            return str(error).partition("\n")[0]
+        return None
 
     def _fastest(self) -> Precision:
         """What this processor is fastest with, measured on pictures of noise."""
@@ -181,6 +197,8 @@ class ImageTower:
             for precision in ("fp32", "bf16", "int8"):
                 self._model.visual = lowered(copy.deepcopy(exact), precision)
                 self.precision = precision
+                if self._refused():
+                    continue
                 times = []
                 for _ in range(3):
                     started = time.perf_counter()
