@@ -192,13 +192,16 @@ def _run_in_place(
 
 
 def _wait_for(result: Any) -> None:
-    """Wait for the job's end; who breaks that off ends the job too."""
+    """Wait for a job's end; one that this process is told to leave is not left running."""
     try:
         result.wait_until_finish()
     except KeyboardInterrupt:
-        # Without its place it could write nothing any more. What cannot be cancelled is over.
-        with contextlib.suppress(Exception):
+        # Elsewhere it would go on without a place on the output. A local run has ended.
+        try:
             result.cancel()
+        # Whatever the runner says: the job server may have been stopped first.
+        except Exception as error:
+            logger.warning("the job may still run, it was not cancelled: %s", one_line(error))
         raise
 
 
