@@ -7,7 +7,7 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,17 +137,16 @@ class _Reader:
         self._own.pop("config", None)
 
     def read(self, root: Map) -> dict[str, Told]:
-        beams: Mapping[str, argparse.Action] | None = None
+        beams: argparse.ArgumentParser | None = None
         told: dict[str, Told] = {}
         for key, node in self._page.pairs(root, "a config file"):
             action, parser = self._own.get(key.text), self._parser
             if action is None and self._takes_beams:
                 # Beam is imported for its own options only.
-                parser = beam_parser()
-                beams = _options(parser)
-                action = beams.get(key.text)
+                parser = beams = beams or beam_parser()
+                action = _options(beams).get(key.text)
             if action is None:
-                self._unknown(key, [*self._own, *(beams or ())])
+                self._unknown(key, [*self._own, *(_options(beams) if beams else ())])
                 continue
             option = self._option(key.text, node, action, parser)
             same = {flag[2:] for other in parser._actions if other.dest == action.dest

@@ -90,7 +90,7 @@ class Parser(argparse.ArgumentParser):
 def _switched(argv: list[str], name: str) -> list[str]:
     """The words with `--name=true` and `--name=false` as argparse knows them."""
     words = {f"--{name}={text}": [f"--{name}"] if on else [] for text, on in SWITCH.items()}
-    return [word for given_word in argv for word in words.get(given_word, [given_word])]
+    return [flag for word in argv for flag in words.get(word, [word])]
 
 
 def add_output(group: _ActionsContainer, what: str, required: bool = True) -> None:

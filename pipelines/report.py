@@ -61,15 +61,23 @@ def set_up_logging(*, quiet: bool, local: bool) -> None:
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
 
+_OF_DATAFLOW = ("Created job with id", "To access the Dataflow", "Job %s is in state")
+
+
+def _in_our_name(record: logging.LogRecord) -> bool:
+    if record.levelno > logging.INFO:
+        return True
+    if str(record.msg).startswith(_OF_DATAFLOW):
+        logger.info(record.getMessage())
+    return False
+
+
 def _let_dataflow_speak() -> None:
     """The job's id, its page in the console, its states: of all that Beam logs of a submission."""
-    said = ("Created job with id", "To access the Dataflow", "Job %s is in state")
     for name in ("dataflow_runner", "internal.apiclient"):
         of_beam = logging.getLogger(f"apache_beam.runners.dataflow.{name}")
         of_beam.setLevel(logging.INFO)
-        of_beam.addFilter(
-            lambda record: record.levelno > logging.INFO or str(record.msg).startswith(said)
-        )
+        of_beam.addFilter(_in_our_name)
 
 
 class _RateColumn(ProgressColumn):

@@ -16,7 +16,7 @@ from servers import both_stores
 
 from pipelines import tag
 from pipelines.dataflowjobs import job_runs
-from transforms import runlock
+from transforms import lockrecord
 from transforms.accounting import Account
 from transforms.runlock import HeldError, take_place
 from transforms.storage import read_object
@@ -78,7 +78,7 @@ def test_while_it_runs_it_keeps_others_out(submit, service, capsys):
 def test_a_job_that_is_over_keeps_nobody_out(tmp_path, monkeypatch):
     output = str(tmp_path / "out")
     with monkeypatch.context() as other_machine:
-        other_machine.setattr(runlock, "here", lambda: ("elsewhere", "another boot"))
+        other_machine.setattr(lockrecord, "here", lambda: ("elsewhere", "another boot"))
         place = take_place(output, "run-1")
     place.goes_on_in("dataflow:p/r/name")
     place.leave()
@@ -88,6 +88,19 @@ def test_a_job_that_is_over_keeps_nobody_out(tmp_path, monkeypatch):
     taken = take_place(output, "run-2", job_runs=lambda job, seen: False, watch_s=0.2, beat_s=0.1)
     assert (taken.dead, taken.job) == (("run-1",), "")
     taken.release()
+
+
+def test_a_lock_that_knows_no_jobs_is_one(tmp_path):
+    """An earlier version's, which may stand there when a later one comes."""
+    output = tmp_path / "out"
+    place = take_place(str(output), "run-1")
+    lock = output / "_beamtag_lock.json"
+    told = json.loads(lock.read_text())
+    del told["job"]
+    lock.write_text(json.dumps(told))
+    with pytest.raises(HeldError, match="held by run run-1"):
+        take_place(str(output), "run-2")
+    place.release()
 
 
 def test_whether_a_job_runs(service, buckets):

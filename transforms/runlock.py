@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
-import json
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from types import TracebackType
 
 from transforms.lockobjects import LockObject, Seen, object_at
-from transforms.processes import here, runs, started_at
+from transforms.lockrecord import RUN_ID, Lock, parsed, utc_now
 from transforms.storeerrors import describe
 
 logger = logging.getLogger("beamtag")
@@ -32,8 +28,6 @@ JobRuns = Callable[[str, datetime], bool | None]
 """Says of a job, and of when a lock named it last, whether it runs; None where nobody can tell."""
 
 _TRIES = 10
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
-_RUN_ID = re.compile(r"[0-9A-Za-z][\w.-]*", re.ASCII)
 
 
 class HeldError(Exception):
@@ -42,82 +36,6 @@ class HeldError(Exception):
 
 class LostPlaceError(Exception):
     """Another run has taken this run's place."""
-
-
-# What a lock says.
-
-
-@dataclass(frozen=True, slots=True)
-class _Lock:
-    """Who holds an output; `beat` grows while it lives, `since` and `seen` are by its own clock.
-
-    `job` names the job elsewhere that does the run's work, if there is one: it may outlive the
-    process.
-    """
-
-    run_id: str
-    host: str
-    pid: int
-    started: str
-    boot: str
-    user: str
-    since: str
-    seen: str
-    beat: int
-    dead: tuple[str, ...]
-    job: str = ""
-
-    @classmethod
-    def of_this_process(cls, run_id: str, dead: tuple[str, ...]) -> _Lock:
-        now = _now()
-        pid = os.getpid()
-        host, boot = here()
-        return cls(run_id, host, pid, started_at(pid) or "", boot, _user(), now, now, 0, dead)
-
-    @classmethod
-    def parse(cls, content: bytes) -> _Lock | None:
-        """None for what this module has not written."""
-        try:
-            # Of a version that knew no jobs.
-            told = {"job": "", **json.loads(content)}
-            told = {field.name: told[field.name] for field in dataclasses.fields(cls)}
-            lock = cls(**{**told, "dead": tuple(told["dead"])})
-            texts = (lock.host, lock.started, lock.boot, lock.user, lock.job)
-            sound = (
-                all(_RUN_ID.fullmatch(run_id) for run_id in (lock.run_id, *lock.dead))
-                and all(isinstance(text, str) and text.isprintable() for text in texts)
-                and type(lock.beat) is type(lock.pid) is int
-                and 0 < lock.pid < 1 << 31
-                and bool(_parsed(lock.since) and _parsed(lock.seen))
-            )
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return None
-        return lock if sound else None
-
-    @property
-    def content(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self)).encode()
-
-    def lives(self) -> bool | None:
-        """Whether its process runs on this machine; None where this machine cannot tell."""
-        if not self.boot or (self.host, self.boot) != here():
-            return None
-        return runs(self.pid, self.started)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # A container's user without a name.
-        return str(os.getuid())
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime(_TIME)
-
-
-def _parsed(moment: str) -> datetime:
-    return datetime.strptime(moment, _TIME).replace(tzinfo=UTC)
 
 
 # Taking, keeping and giving back.
@@ -134,7 +52,7 @@ class Place:
     true when a beat finds that another run has taken over. A forked process's copy does nothing.
     """
 
-    def __init__(self, output: str, lock: _Lock, kept: LockObject, beat_s: float) -> None:
+    def __init__(self, output: str, lock: Lock, kept: LockObject, beat_s: float) -> None:
         self.run_id = lock.run_id
         self.dead = lock.dead
         self.job = lock.job
@@ -209,7 +127,7 @@ class Place:
                         logger.error("%s: this run's place was taken by another", self._output)
                         return
                     new = dataclasses.replace(
-                        lock, beat=lock.beat + 1, seen=_now(), dead=self.dead, job=self.job
+                        lock, beat=lock.beat + 1, seen=utc_now(), dead=self.dead, job=self.job
                     )
                     if self._object.put(new.content, seen):
                         return
@@ -218,10 +136,10 @@ class Place:
                 logger.warning("%s: its lock was not renewed: %s", self._output, describe(error))
 
 
-def _own(kept: LockObject, run_id: str) -> tuple[Seen | None, _Lock | None]:
+def _own(kept: LockObject, run_id: str) -> tuple[Seen | None, Lock | None]:
     """The lock as it is now, if it is this run's."""
     seen = kept.read()
-    lock = seen and _Lock.parse(seen.content)
+    lock = seen and Lock.parse(seen.content)
     return (seen, lock) if lock and lock.run_id == run_id else (None, None)
 
 
@@ -258,17 +176,17 @@ def take_place(
     nobody can tell. `take_over` asks for none of it. Raises `HeldError`, ValueError for a run id
     that is no name, and what the store raises.
     """
-    if not _RUN_ID.fullmatch(run_id):
+    if not RUN_ID.fullmatch(run_id):
         raise ValueError(f"{run_id!r} is no run id")
     lock_object = _lock_of(output)
     seen = lock_object.read()
     if seen is not None and not take_over:
         seen = _outlived(output, lock_object, seen, job_runs, beat_s, watch_s)
     for _ in range(_TRIES):
-        old = _Lock.parse(seen.content) if seen else None
+        old = Lock.parse(seen.content) if seen else None
         dead = dict.fromkeys([*old.dead, old.run_id] if old else [])
         dead.pop(run_id, None)
-        lock = _Lock.of_this_process(run_id, tuple(dead))
+        lock = Lock.of_this_process(run_id, tuple(dead))
         if lock_object.put(lock.content, seen) and not lock_object.settled:
             time.sleep(settle_s)
         now = lock_object.read()
@@ -278,7 +196,7 @@ def take_place(
                 logger.info("%s: this run takes the place of %s", output, _whose(old))
             lock_object.tidy(WATCH_S)
             return Place(output, lock, lock_object, beat_s)
-        new = _Lock.parse(now.content) if now else None
+        new = Lock.parse(now.content) if now else None
         only_beat = seen and (old and old.run_id) == (new and new.run_id)
         if now and not (take_over and only_beat):
             raise _held(output, new)
@@ -295,10 +213,10 @@ def _outlived(
     watch_s: float,
 ) -> Seen | None:
     """The lock once its run is certain to be dead, None if it went away; or raises `HeldError`."""
-    lock = _Lock.parse(seen.content)
+    lock = Lock.parse(seen.content)
     lives = lock.lives() if lock else None
-    if lock and (lives or (lock.job and job_runs(lock.job, _parsed(lock.seen)) is not False)):
-        raise _held(output, lock, (_parsed(_now()) - _parsed(lock.seen)).total_seconds())
+    if lock and (lives or (lock.job and job_runs(lock.job, parsed(lock.seen)) is not False)):
+        raise _held(output, lock, (parsed(utc_now()) - parsed(lock.seen)).total_seconds())
     if lives is None:
         logger.info(
             "%s is held by %s: watching for %.0f s whether it lives", output, _whose(lock), watch_s
@@ -311,7 +229,7 @@ def _outlived(
             if now is None:
                 return None
             if now.content != seen.content:
-                raise _held(output, _Lock.parse(now.content))
+                raise _held(output, Lock.parse(now.content))
     return seen
 
 
@@ -321,7 +239,7 @@ def check_place(output: str, run_id: str) -> None:
     What a worker asks before each write, so that a run that was taken for dead does no harm.
     """
     seen = _lock_of(output).read()
-    lock = _Lock.parse(seen.content) if seen else None
+    lock = Lock.parse(seen.content) if seen else None
     if lock and lock.run_id == run_id:
         return
     if seen is None:
@@ -329,15 +247,15 @@ def check_place(output: str, run_id: str) -> None:
     raise LostPlaceError(f"{output} is not held by run {run_id} any more, but by {_whose(lock)}")
 
 
-def _whose(lock: _Lock | None) -> str:
+def _whose(lock: Lock | None) -> str:
     if lock is None:
         return f"a run whose lock {NAME} cannot be read"
     job = f", job {lock.job}" if lock.job else ""
     return f"run {lock.run_id} (host {lock.host}, process {lock.pid}{job})"
 
 
-def _held(output: str, lock: _Lock | None, ago_s: float = 0.0) -> HeldError:
-    since = f" since {_parsed(lock.since):%Y-%m-%d %H:%M:%S} UTC" if lock else ""
+def _held(output: str, lock: Lock | None, ago_s: float = 0.0) -> HeldError:
+    since = f" since {parsed(lock.since):%Y-%m-%d %H:%M:%S} UTC" if lock else ""
     return HeldError(
         f"{output} is held by {_whose(lock)}{since}, last seen {max(ago_s, 0):.0f} s ago; "
         "--take_over takes its place"
