@@ -87,7 +87,8 @@ def run(spec: RescoreSpec) -> int:
     from transforms.modelstore import describe_model
 
     model = describe_model(spec.model)
-    check_device(spec.model)
+    if spec.is_local:
+        check_device(spec.model)
     check_stored(spec.run.output, model.model_id, hint="")
     spec = resolved(spec, model)
     header = {**record_header(spec, model, ("again",)), "inputs": []}
