@@ -79,9 +79,10 @@ def test_the_nightly_job_is_a_command_that_beamtag_takes(objects, labels):
     told = PortableOptions(list(spec.beam_args))
     assert told.job_endpoint == "jobs:8099"
     assert told.environment_config == "localhost:50000"
-    assert {setting["name"] for setting in container["env"]} == {"JOB_ENDPOINT", "PARALLELISM"}
+    settings = {setting["name"]: setting["value"] for setting in container["env"]}
+    assert settings.keys() == {"JOB_ENDPOINT", "PARALLELISM"}
     slots = objects["Deployment/flink-taskmanager"]["spec"]["replicas"]
-    assert str(slots) == dict((s["name"], s["value"]) for s in container["env"])["PARALLELISM"]
+    assert settings["PARALLELISM"] == str(slots)
 
 
 def test_a_job_that_starts_over_is_not_given_the_worker_that_has_died():

@@ -59,9 +59,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 def test_what_asked_to_be_told_of_the_end_is_told():
     """By that Beam stops job servers and workers, which would stay behind."""
     ended = run(
-        "import atexit, pipelines.cli\n"
-        "atexit.register(print, 'stopped')\n"
-        "pipelines.cli.leave(3)"
+        "import atexit, pipelines.cli\natexit.register(print, 'stopped')\npipelines.cli.leave(3)"
     )
     assert (ended.returncode, ended.stdout) == (3, "stopped\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shlex
@@ -74,6 +75,7 @@ class Cluster:
     job_port: int = field(default_factory=free_port)
     task_managers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     others: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def flags(self) -> list[str]:
@@ -123,8 +125,14 @@ class Cluster:
 
     def start_task_manager(self) -> None:
         main = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
-        name = f"taskmanager-{len(self.task_managers)}"
+        name = f"taskmanager-{next(self._numbers)}"
         self.task_managers.append(self._flink(name, main, "GET_TM_RESOURCE_PARAMS"))
+
+    def kill(self, task_manager: subprocess.Popen[bytes]) -> None:
+        """As when its host is lost: without a word to anyone."""
+        task_manager.kill()
+        task_manager.wait()
+        self.task_managers.remove(task_manager)
 
     @property
     def slots(self) -> int:

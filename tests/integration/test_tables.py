@@ -46,9 +46,7 @@ def files(output: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in output.glob("*/**/*.parquet")}
 
 
-def test_three_nights(
-    engine: Engine, jobs: Jobs, archive: Archive, nights: Nights, tmp_path: Path
-):
+def test_three_nights(engine: Engine, jobs: Jobs, archive: Archive, nights: Nights, tmp_path: Path):
     output = tmp_path / "out"
     engine.run(jobs, *archive.argv, f"--output={output}")
     assert_whole(output, archive.inputs, nights.first)
