@@ -4,7 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= build/demo
 
-.PHONY: setup demo test check format bench airflow clean
+# What only the integration tests need is fetched into build/, by the languages' own clients.
+BEAM := 2.77.0
+FLINK := 1.19.3
+# Of Beam's runner for Flink the newest that all of its dependencies are published for.
+FLINK_RUNNER := 2.62.0
+
+.PHONY: setup demo test check format bench prism flink airflow integration clean
 
 setup: $(VENV)/.installed
 
@@ -39,6 +45,33 @@ build/airflow/.installed: deploy/airflow/requirements.txt
 	test -x build/airflow/bin/python || $(PYTHON) -m venv build/airflow
 	build/airflow/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
+
+prism: build/bin/prism
+
+build/bin/prism:
+	GOBIN=$(CURDIR)/build/bin go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$(BEAM)
+
+# Beam's own program that starts Python workers.
+build/bin/container:
+	GOBIN=$(CURDIR)/build/bin go install github.com/apache/beam/sdks/v2/python/container@v$(BEAM)
+
+flink: build/flink/lib build/jobserver build/bin/container
+
+# Its package for Python holds the whole distribution, without the scripts.
+build/flink/lib: | $(VENV)/.installed
+	mkdir -p build/flink
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary=:all: -d build/flink apache-flink-libraries==$(FLINK)
+	tar xzf build/flink/apache-flink-libraries-$(FLINK).tar.gz -C build/flink --strip-components=2 --wildcards '*/deps/lib/*' '*/deps/bin/*'
+	rm build/flink/apache-flink-libraries-$(FLINK).tar.gz
+	touch $@
+
+build/jobserver: deploy/flink/pom.xml
+	rm -rf $@
+	mvn -q -B -f deploy/flink/pom.xml -Dbeam.version=$(FLINK_RUNNER) dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/$@
+	touch $@
+
+integration: setup prism flink airflow
+	$(BIN)/python -m pytest tests/integration
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -51,6 +51,7 @@ def run(spec: TagSpec) -> int:
     check_inputs(spec)
     model = describe_model(spec.model)
     if spec.is_local:
+        # Elsewhere it is the workers who have it, or say that they have not.
         check_device(spec.model)
         check_decode(spec.decode, spec.model)
     spec = resolved(spec, model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
 from conftest import LABELS, Job, encoded, picture, write_pictures
 from jobs import assert_same, left_aside, rows
 from nights import night
@@ -44,3 +45,10 @@ def test_nights_on_a_portable_runner(job: Job, inputs, tmp_path):
     assert relabelled.record["scored"] == 20
     assert_same(output, expected[1])
     assert left_aside(output) == []
+
+
+def test_the_device_is_the_workers(job: Job, inputs, tmp_path):
+    """Whoever launches the job may have none: it is the workers who say so."""
+    done = job(*inputs, *PORTABLE, device="cuda")
+    assert done.status == (0 if torch.cuda.is_available() else 1), done.err
+    assert done.record["status"] == ("finished" if torch.cuda.is_available() else "failed")

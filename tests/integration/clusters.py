@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shlex
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from servers import free_port
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,6 +37,8 @@ _OPENED = [
     "java.util.concurrent.locks", "sun.nio.ch",
 ]  # fmt: skip
 _JAVA = ["java", *(f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in _OPENED)]
+# Beam's beside Flink's own: a worker outlives its stage only where Flink itself has loaded them.
+_JARS = f"{BUILD}/flink/lib/*:{BUILD}/jobserver/*"
 
 
 def worker_environment() -> dict[str, str]:
@@ -71,6 +75,7 @@ class Cluster:
     job_port: int = field(default_factory=free_port)
     task_managers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     others: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def flags(self) -> list[str]:
@@ -86,23 +91,17 @@ class Cluster:
 
     def start(self, task_managers: int = 2) -> None:
         settings = {
+            **yaml.safe_load((REPOSITORY / "deploy" / "flink" / "config.yaml").read_text()),
             "jobmanager.rpc.address": "localhost",
             "jobmanager.rpc.port": free_port(),
             "jobmanager.memory.process.size": "1024m",
             "taskmanager.memory.process.size": "1800m",
-            # A job of ours has many exchanges, and each takes its buffers.
-            "taskmanager.memory.network.min": "256m",
-            "taskmanager.numberOfTaskSlots": 1,
-            "rest.port": self.rest_port,
-            "rest.address": "localhost",
-            "parallelism.default": task_managers,
-            # As deploy/flink says of these.
-            "classloader.resolve-order": "parent-first",
-            "restart-strategy.type": "fixed-delay",
-            "restart-strategy.fixed-delay.attempts": 5,
             "restart-strategy.fixed-delay.delay": f"{2 * KEPT_S} s",
-            "heartbeat.interval": 2000,
-            "heartbeat.timeout": 10000,
+            # Tests share their machine with others.
+            "pekko.startup-timeout": "60 s",
+            "pekko.ask.timeout": "60 s",
+            "rest.address": "localhost",
+            "rest.port": self.rest_port,
             "io.tmp.dirs": self.folder / "tmp",
         }
         (self.folder / "tmp").mkdir()
@@ -115,7 +114,6 @@ class Cluster:
         self.others.append(
             self._java(
                 "jobserver",
-                [BUILD / "jobserver"],
                 "org.apache.beam.runners.flink.FlinkJobServerDriver",
                 [f"--flink-master=localhost:{self.rest_port}", f"--job-port={self.job_port}",
                  "--artifact-port=0", "--expansion-port=-1",
@@ -127,8 +125,14 @@ class Cluster:
 
     def start_task_manager(self) -> None:
         main = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
-        name = f"taskmanager-{len(self.task_managers)}"
+        name = f"taskmanager-{next(self._numbers)}"
         self.task_managers.append(self._flink(name, main, "GET_TM_RESOURCE_PARAMS"))
+
+    def kill(self, task_manager: subprocess.Popen[bytes]) -> None:
+        """As when its host is lost: without a word to anyone."""
+        task_manager.kill()
+        task_manager.wait()
+        self.task_managers.remove(task_manager)
 
     @property
     def slots(self) -> int:
@@ -153,7 +157,7 @@ class Cluster:
     def _flink(self, name: str, main: str, resources: str) -> subprocess.Popen[bytes]:
         """With the memory that Flink's own scripts would give it."""
         told = subprocess.run(
-            ["java", "-cp", f"{BUILD}/flink/bin/*:{BUILD}/flink/lib/*",
+            ["java", "-cp", f"{BUILD}/flink/bin/*:{_JARS}",
              "org.apache.flink.runtime.util.bash.BashJavaUtils", resources,
              "--configDir", str(self.folder)],
             check=True, capture_output=True, text=True,
@@ -164,21 +168,13 @@ class Cluster:
             if line.startswith("BASH_JAVA_UTILS_EXEC_RESULT:")
         )
         arguments = ["--configDir", str(self.folder), *dynamic]
-        # With Beam's jars: a worker outlives its stage only where Flink itself has loaded them.
-        jars = [BUILD / "flink" / "lib", BUILD / "jobserver"]
-        return self._java(name, jars, main, arguments, jvm)
+        return self._java(name, main, arguments, jvm)
 
     def _java(
-        self,
-        name: str,
-        jars: list[Path],
-        main: str,
-        arguments: list[str],
-        jvm: list[str] | None = None,
+        self, name: str, main: str, arguments: list[str], jvm: list[str] | None = None
     ) -> subprocess.Popen[bytes]:
         # Log4j's own default: to standard output.
-        path = ":".join(f"{folder}/*" for folder in jars)
-        command = [*_JAVA, *(jvm or []), "-Dlog4j2.level=INFO", "-cp", path, main]
+        command = [*_JAVA, *(jvm or []), "-Dlog4j2.level=INFO", "-cp", _JARS, main]
         with (self.folder / f"{name}.log").open("wb") as log:
             return subprocess.Popen(
                 [*command, *arguments],
