@@ -264,10 +264,10 @@ def _of_items(
     seconds = run_seconds(items, fixed, pace, options.workers)
     cost = None
     if options.price_per_hour is not None:
-        cost = seconds.times(options.workers * options.price_per_hour / 3600)._asdict()
+        cost = seconds.times(options.workers * options.price_per_hour / 3600).told(4)
     return {
         "items": items,
-        "seconds": seconds._asdict(),
+        "seconds": seconds.told(3),
         "cost": cost,
         "output_bytes": round(items * bytes_an_item),
     }

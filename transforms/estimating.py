@@ -60,10 +60,11 @@ class Pace:
             self._look()
 
     def _look(self) -> None:
+        embedded, failed = progress.embedded, progress.failed
         # Failures of reading count before their batch is embedded.
-        if progress.embedded != self._embedded:
-            self._embedded = progress.embedded
-            self.points.append(Point(time.time(), progress.done))
+        if embedded != self._embedded:
+            self._embedded = embedded
+            self.points.append(Point(time.time(), embedded + failed))
 
 
 class Range(NamedTuple):
@@ -76,6 +77,10 @@ class Range(NamedTuple):
     def times(self, factor: float, more: float = 0.0) -> Range:
         """All three multiplied, and something added to each."""
         return Range(*(value * factor + more for value in self))
+
+    def told(self, digits: int) -> dict[str, float]:
+        """For a record, to so many digits."""
+        return {name: round(value, digits) for name, value in self._asdict().items()}
 
 
 def item_seconds(began: float, points: Sequence[Point], *, apart: bool) -> Range:
