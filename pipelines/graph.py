@@ -14,12 +14,13 @@ from transforms.embedding import EmbedLabels, EmbedMedia
 from transforms.ledger import LedgerSpec, Unscored, shared_ledger, unscored_files
 from transforms.listing import GroupIntoShards, ListManifests, ListMedia, ListTars
 from transforms.reading import ReadMedia
+from transforms.recording import WriteRunRecord
 from transforms.records import Shard
 from transforms.rescoring import ReadStored
 from transforms.scoring import ScoreLabels
 from transforms.skipping import ACCOUNTS, JoinDone, SkipDone, SkipDoneTars
 from transforms.stored import stored_files
-from transforms.writing import WriteRunRecord, WriteShards
+from transforms.writing import WriteShards
 
 if TYPE_CHECKING:
     from transforms.modelstore import ModelInfo

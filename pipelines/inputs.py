@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from pipelines.endings import one_line
 from pipelines.groups import UsageError
-from pipelines.running import one_line
 from transforms.beamfiles import open_object
 from transforms.listing import input_exists, list_media
 from transforms.manifestfiles import read_rows

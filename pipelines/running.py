@@ -9,11 +9,9 @@ import errno
 import gc
 import json
 import logging
-import re
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines import report
 from pipelines.config import beam_parser
+from pipelines.endings import broken, failed, one_line
 from pipelines.groups import UsageError
 from pipelines.options import DATAFLOW, JobSpec
 
@@ -35,14 +34,6 @@ logger = logging.getLogger("beamtag")
 
 Spec = TypeVar("Spec", bound=JobSpec)
 
-_STAGE = re.compile(r" \[while running '.*'\]$")
-_RAISED = re.compile(r"^  .*\n(\S.*)", re.M)
-"""What stands behind the frames of a traceback."""
-_OWN_ERROR = re.compile(
-    r"(?:transforms\.\w+\.)?"
-    "(ModelError|PublishError|LostPlaceError|PruneError|TooManyFailuresError|DamagedError"
-    "|LabelFileError|AdapterError): "
-)
 # Of a place that is as it was meant, and tomorrow may do.
 _LIMITS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM)
 VERSIONED = ("beamtag", "apache-beam", "torch", "open_clip_torch", "pillow", "pyarrow", "fsspec")
@@ -72,7 +63,7 @@ def main(
         except ModelError as error:
             raise UsageError(str(error)) from error
     except KeyboardInterrupt:
-        return _failed(job, "interrupted before any work")
+        return failed(job, "interrupted before any work")
     except UsageError as error:
         for line in str(error).splitlines():
             print(f"beamtag {job}: error: {line}", file=sys.stderr)  # noqa: T201
@@ -147,12 +138,12 @@ def run_graph(
             job_runs=partial(job_runs, beam_args=spec.beam_args),
         )
     except HeldError as error:
-        return _failed(job, str(error))
+        return failed(job, str(error))
     # Any store's client, any error of its own: nothing can be written there.
     except Exception as error:
         said = f"cannot write to {spec.run.output}: {one_line(error)}"
         if isinstance(error, OSError) and error.errno in _LIMITS:
-            return _failed(job, said)
+            return failed(job, said)
         raise UsageError(said) from error
     with place, _interpreter_for_threads():
         place.start_beating()
@@ -182,8 +173,8 @@ def _run_in_place(
     from pipelines.dataflowjobs import job_of
     from transforms.model import forget_models
     from transforms.progress import progress
+    from transforms.recording import publish_record
     from transforms.utilisation import Meter
-    from transforms.writing import publish_record
 
     record_url = _record_url(spec)
     pipeline = _pipeline(spec)
@@ -213,7 +204,7 @@ def _run_in_place(
         afterwards(record_url)
     # Whatever broke the run, the operator gets the trace, one last line, and a record of it.
     except (Exception, KeyboardInterrupt) as error:
-        return _broken(job, error, record_url, header, traced=not (spec.quiet or spec.json))
+        return broken(job, error, record_url, header, traced=not (spec.quiet or spec.json))
     return report.close(job, record_url, quiet=spec.quiet, as_json=spec.json)
 
 
@@ -244,7 +235,7 @@ def _detached(job: str, spec: JobSpec, record_url: str, place: Place) -> int:
 def _tidy_up(output: str, place: Place) -> None:
     """Remove what runs left that were killed, and say in their records that they were."""
     from transforms.publishing import asides, tidy
-    from transforms.writing import publish_record
+    from transforms.recording import publish_record
 
     # One that was interrupted gave its place back, and left what its threads were writing.
     left = {aside.run_id for aside in asides(output)} - {place.run_id, *place.dead}
@@ -277,40 +268,11 @@ def _record(url: str) -> dict[str, Any]:
 def _tell_of_process(record_url: str, meter: Meter) -> None:
     """Add to a local run's record what this process has loaded, and how busy it was."""
     from transforms.model import loaded_towers, tower_in_use
-    from transforms.writing import publish_record
+    from transforms.recording import publish_record
 
     record = _record(record_url)
     record["model"] |= {**tower_in_use(), "loaded": sorted(loaded_towers())}
     publish_record(record_url, {**record, **meter.told()})
-
-
-def _broken(
-    job: str, error: BaseException, record_url: str, header: dict[str, Any], *, traced: bool
-) -> int:
-    from transforms.writing import publish_record
-
-    cause = one_line(error)
-    interrupted = cause.startswith("KeyboardInterrupt")
-    own = _OWN_ERROR.match(cause)
-    cause = _STAGE.sub("", cause[own.end() :]) if own else cause
-    # Our own errors say in their words what there is to know.
-    if traced and not interrupted and not own:
-        _print_trace(error)
-    status = "interrupted" if interrupted else "failed"
-    try:
-        publish_record(record_url, {**header, "status": status, "error": cause})
-    # The store that broke the run may break this too, and must not hide what it was.
-    except Exception as unwritable:
-        logger.error("and its record cannot be written: %s", unwritable)
-    if interrupted:
-        return _failed(
-            job, "interrupted; what is written is kept, and the same command goes on from it"
-        )
-    if own and own[1] == "ModelError":
-        # Found out only now, because a run without work loads no model.
-        print(f"beamtag {job}: error: {cause}", file=sys.stderr)  # noqa: T201
-        return 2
-    return _failed(job, cause)
 
 
 def _beam_options(spec: JobSpec) -> Any:
@@ -408,32 +370,3 @@ def record_header(spec: JobSpec, model: ModelInfo, settings: Sequence[str]) -> d
 def _plain(value: Any) -> Any:
     is_record = dataclasses.is_dataclass(value) and not isinstance(value, type)
     return dataclasses.asdict(value) if is_record else value
-
-
-def _failed(job: str, cause: str) -> int:
-    print(f"beamtag {job}: failed: {cause}", file=sys.stderr)  # noqa: T201
-    return 1
-
-
-def _print_trace(error: BaseException) -> None:
-    """Where it broke: the trace of the first error, without those of Beam's passing it on."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    traceback.print_exception(error, chain=False)
-
-
-def one_line(error: BaseException) -> str:
-    """What went wrong, in one line."""
-    said = str(error).strip()
-    if isinstance(error, RuntimeError) and "Traceback (most recent call last)" in said:
-        # A runner's: the last is what Beam raised in the worker, as its wrapper below.
-        raised = _RAISED.findall(said)
-        return (
-            _STAGE.sub("", raised[-1].removeprefix("RuntimeError: "))
-            if raised
-            else said.splitlines()[0]
-        )
-    lines = said.splitlines()
-    if lines and _STAGE.search(lines[-1]) and isinstance(error, RuntimeError):
-        return lines[0]  # Beam's wrapper: the cause with its type, and the stage it was in
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

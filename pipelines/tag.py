@@ -75,8 +75,8 @@ def _build(
 
 def _prune(spec: TagSpec, record_url: str) -> None:
     from transforms.pruning import prune
+    from transforms.recording import publish_record
     from transforms.storage import read_object
-    from transforms.writing import publish_record
 
     record = json.loads(read_object(record_url))
     if record["status"] != "finished":

@@ -5,8 +5,8 @@ import json
 from collections import Counter
 
 from transforms.accounting import EXAMPLES, Account, Example, finished, merge_accounts
+from transforms.recording import write_run_record
 from transforms.records import Effort
-from transforms.writing import write_run_record
 
 STARTED = "2026-01-01T00:00:00.000+00:00"
 HEADER = {

@@ -18,9 +18,9 @@ from pipelines import tag
 from pipelines.dataflowjobs import job_runs
 from transforms import lockrecord
 from transforms.accounting import Account
+from transforms.recording import UnfinishedError, write_run_record
 from transforms.runlock import HeldError, take_place
 from transforms.storage import read_object
-from transforms.writing import UnfinishedError, write_run_record
 
 
 @pytest.fixture(scope="module")

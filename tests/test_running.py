@@ -8,7 +8,7 @@ import sys
 import pytest
 from jobs import REPOSITORY
 
-from pipelines.running import one_line
+from pipelines.endings import one_line
 
 WORKER = """\
 Traceback (most recent call last):

@@ -1,10 +1,9 @@
-"""WriteShards: a shard's batches become one whole file per table. WriteRunRecord: the account."""
+"""WriteShards: a shard's batches become one whole file per table."""
 
 from __future__ import annotations
 
 import datetime
 import io
-import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,8 +24,6 @@ from transforms.accounting import (
     Account,
     Example,
     MaxFailures,
-    finished,
-    merge_accounts,
 )
 from transforms.knownvectors import KnownVectors, shared_vectors
 from transforms.ledger import TAR_END, LedgerSpec
@@ -41,11 +38,10 @@ from transforms.records import (
     RunSpec,
     TaggedBatch,
 )
-from transforms.runlock import check_place, give_back
+from transforms.runlock import check_place
 from transforms.schemas import SCHEMA_VERSION, VERSION_KEY, embeddings_schema, failures_schema
 from transforms.storage import StorageOptions, use_storage_options
 from transforms.tabletext import escaped
-from transforms.utilisation import where_time_went
 
 ROW_GROUP_ROWS = 64 * 1024
 
@@ -57,10 +53,6 @@ _NOTHING: Mapping[bytes, bytes] = MappingProxyType({})
 
 class TooManyFailuresError(Exception):
     """More items have failed than a run is to go on with."""
-
-
-class UnfinishedError(Exception):
-    """A run that nobody waits for has not finished: its job is to fail, as a command would."""
 
 
 @dataclass
@@ -358,62 +350,3 @@ def parquet_bytes(table: pa.Table, footer: Mapping[bytes, bytes] = _NOTHING) -> 
         use_compliant_nested_type=True,
     )
     return buffer.getvalue()
-
-
-@dataclass
-class WriteRunRecord(beam.PTransform[beam.PCollection[Account], beam.PCollection[str]]):
-    """Accounts of listing and of shards to `runs/<run_id>.json`; gives the record's URL.
-
-    `header` is what is known before anything ran; it stands first in the record. With `gives_back`
-    nobody waits for the run's end: its place is given back then, and a run that is not `finished`
-    fails its job.
-    """
-
-    url: str
-    header: Mapping[str, Any]
-    storage_options: StorageOptions = field(default_factory=dict)
-    max_failures: MaxFailures | None = None
-    gives_back: bool = False
-
-    def expand(self, pcoll: beam.PCollection[Account]) -> beam.PCollection[str]:
-        """Merge, then write once."""
-        record: beam.PCollection[str] = (
-            pcoll
-            | "MergeAccounts" >> beam.CombineGlobally(merge_accounts)
-            | "WriteRecord"
-            >> beam.Map(
-                write_run_record,
-                self.url,
-                self.header,
-                self.storage_options,
-                self.max_failures,
-                self.gives_back,
-            )
-        )
-        return record
-
-
-def write_run_record(
-    account: Account,
-    url: str,
-    header: Mapping[str, Any],
-    storage_options: StorageOptions | None = None,
-    max_failures: MaxFailures | None = None,
-    gives_back: bool = False,
-) -> str:
-    """Write a finished run's record and give its URL. Raises `UnfinishedError`, see above."""
-    use_storage_options(storage_options or {})
-    record = {**header, **finished(account, header["started_at"], max_failures)}
-    record |= where_time_went(record)
-    publish_record(url, record)
-    if gives_back:
-        give_back(header["output"], header["run_id"])
-        if record["status"] != "finished":
-            raise UnfinishedError(f"{url}: the run is {record['status']}")
-    return url
-
-
-def publish_record(url: str, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON that a person can read."""
-    content = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
-    publish(url, content, str(record.get("run_id", "")))
