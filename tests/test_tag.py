@@ -396,8 +396,8 @@ def test_a_process_of_its_own(archive, vit, labels, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "embedded  11" in done.stdout
-    # Nothing of Beam's or torch's noise: only what auto chose.
-    (line,) = done.stderr.splitlines()
+    # Nothing of Beam's or torch's noise: only what auto chose, and on a slow machine how far it is.
+    (line,) = [line for line in done.stderr.splitlines() if " items" not in line]
     assert line.startswith("device: auto chose")
 
 

@@ -1,7 +1,7 @@
 """What the benchmarks share: pictures and checkpoints made on the spot, and jobs measured in pairs.
 
 Scripts import it by being run from this folder. torch is imported only where a model is made: the
-peak memory of a child counts its parent's until it has started (see memory.py).
+peak memory of a child counts its parent's until it has started (see `measured`).
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def listing(
     bucket = f"made-{objects.count}-{objects.folders}-{latency_s * 1000:.0f}"
     command = [sys.executable, __file__, "--count", store, address, bucket, str(at_once or 0)]
     environment = {**os.environ, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
-    # As in memory.py: a child's peak counts its parent's until it has started, and ours is small.
+    # A child's peak counts its parent's until it has started, and ours is small.
     child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     with child.stdout:
