@@ -55,8 +55,7 @@ def decode_encoded(batch: Batch, decode: ImageDecoder, device: torch.device | st
                     batch.pixels[row] = fit_tensor(image, _orientation(data), decode.preprocess)
             except MediaError as error:
                 lost[row] = error
-    spent = batch.effort.seconds.get("decode", 0.0) + time.perf_counter() - started
-    effort = Effort({**batch.effort.seconds, "decode": spent}, batch.effort.retries)
+    effort = batch.effort.plus(Effort({"decode": time.perf_counter() - started}))
     filled = replace(batch, encoded={}, effort=effort)
     return _without(filled, {pictured[row]: error for row, error in lost.items()}, list(lost))
 
