@@ -152,7 +152,7 @@ def _run_in_place(
         _tidy_up(spec.run.output, place)
         build(pipeline, record_url)
         with report.live_progress(shown=spec.is_local and not (spec.quiet or spec.json)):
-            _wait_for(pipeline.run())
+            _wait_for(_started(pipeline))
         if spec.is_local:
             _tell_of_model(record_url)
         afterwards(record_url)
@@ -160,6 +160,18 @@ def _run_in_place(
     except (Exception, KeyboardInterrupt) as error:
         return _broken(job, error, record_url, header, traced=not (spec.quiet or spec.json))
     return report.close(job, record_url, quiet=spec.quiet, as_json=spec.json)
+
+
+def _started(pipeline: beam.Pipeline) -> Any:
+    """The job, once its runner has it; a local runner has done it then."""
+    import grpc
+    from apache_beam.options.pipeline_options import PortableOptions
+
+    try:
+        return pipeline.run()
+    except grpc.FutureTimeoutError as error:
+        endpoint = pipeline.options.view_as(PortableOptions).job_endpoint
+        raise ConnectionError(f"no job server answers at --job_endpoint={endpoint}") from error
 
 
 def _wait_for(result: Any) -> None:
