@@ -192,7 +192,7 @@ def _run_in_place(
         _tidy_up(spec.run.output, place)
         build(pipeline, record_url)
         with report.live_progress(shown=spec.is_local and not (spec.quiet or spec.json)), meter:
-            result = pipeline.run()
+            result = _started(pipeline)
             if not spec.is_local:
                 if name := job_of(pipeline.options):
                     place.goes_on_in(name)
@@ -206,6 +206,18 @@ def _run_in_place(
     except (Exception, KeyboardInterrupt) as error:
         return broken(job, error, record_url, header, traced=not (spec.quiet or spec.json))
     return report.close(job, record_url, quiet=spec.quiet, as_json=spec.json)
+
+
+def _started(pipeline: beam.Pipeline) -> Any:
+    """The job, once its runner has it; a local runner has done it then."""
+    import grpc
+    from apache_beam.options.pipeline_options import PortableOptions
+
+    try:
+        return pipeline.run()
+    except grpc.FutureTimeoutError as error:
+        endpoint = pipeline.options.view_as(PortableOptions).job_endpoint
+        raise ConnectionError(f"no job server answers at --job_endpoint={endpoint}") from error
 
 
 def _wait_for(result: Any) -> None:

@@ -47,8 +47,22 @@ def test_nights_on_a_portable_runner(job: Job, inputs, tmp_path):
     assert left_aside(output) == []
 
 
-def test_the_device_is_the_workers(job: Job, inputs, tmp_path):
-    """Whoever launches the job may have none: it is the workers who say so."""
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the worker has the device here")
+def test_the_device_is_the_workers(job: Job, inputs):
+    """Whoever launches the job may have none: it is a worker who says that it has not."""
     done = job(*inputs, *PORTABLE, device="cuda")
-    assert done.status == (0 if torch.cuda.is_available() else 1), done.err
-    assert done.record["status"] == ("finished" if torch.cuda.is_available() else "failed")
+    assert done.status == 2
+    said = "beamtag tag: error: --device=cuda, but this machine has no CUDA device"
+    assert done.err.splitlines()[-1].startswith(said)
+    assert done.record["status"] == "failed"
+
+
+def test_a_job_server_that_is_not_there_is_said_to_be(job: Job, inputs):
+    done = job(
+        *inputs, "--runner=PortableRunner", "--job_endpoint=localhost:1", "--job_server_timeout=1"
+    )
+    assert done.status == 1
+    assert done.err.splitlines()[-1] == (
+        "beamtag tag: failed: ConnectionError: no job server answers at --job_endpoint=localhost:1"
+    )
+    assert done.record["status"] == "failed"

@@ -66,6 +66,15 @@ def answers(port: int) -> bool:
     return False
 
 
+def end_session(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it has started, which may outlive it."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(int(place.name)) == process.pid:
+                os.kill(int(place.name), signal.SIGKILL)
+    process.wait()
+
+
 @dataclass
 class Cluster:
     """A job manager, task managers of one slot each, and a job server; logs lie in `folder`."""
@@ -129,7 +138,7 @@ class Cluster:
         self.task_managers.append(self._flink(name, main, "GET_TM_RESOURCE_PARAMS"))
 
     def kill(self, task_manager: subprocess.Popen[bytes]) -> None:
-        """As when its host is lost: without a word to anyone."""
+        """Itself only: its workers see that it is gone as soon as they come to look."""
         task_manager.kill()
         task_manager.wait()
         self.task_managers.remove(task_manager)
@@ -149,10 +158,7 @@ class Cluster:
 
     def stop(self) -> None:
         for process in [*self.task_managers, *self.others]:
-            # With the workers that it has started.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end_session(process)
 
     def _flink(self, name: str, main: str, resources: str) -> subprocess.Popen[bytes]:
         """With the memory that Flink's own scripts would give it."""
