@@ -212,9 +212,8 @@ def _estimated(
     device = device_in_use(options.device)
     began = datetime.datetime.fromisoformat(record["started_at"]).timestamp()
     began += record["startup_seconds"]
-    shards = len({os.path.basename(file) for file in record["files"]})
     pace = item_seconds(began, tagged.points, apart=device == "cuda")
-    pace = pace.times(1, writing_seconds(record, shards, options.shard_size))
+    pace = pace.times(1, writing_seconds(record))
     counts = record["counts"]
     in_sample = counts["embedded"] + counts["failed"]
     items = found.media.items + items_in_tars(found.tars.bytes, _tars_read(found, record))

@@ -2,7 +2,8 @@
 
 A worker's model takes one batch after the other: while it has none it waits for reading, and
 reading waits where most of its threads are. So a run is bound by whatever takes the largest part of
-that one path, and by fetching or decoding where that part is waiting.
+that one path, and by fetching or decoding where that part is waiting. Files are written beside it,
+and bind a run only where they take longer than all of it.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Run(NamedTuple):
     @property
     def path(self) -> float:
         """The seconds of the one path, summed over workers."""
-        return self.device.both + self.score.both + self.write.both
+        return self.device.both + self.score.both
 
 
 class Bottleneck(NamedTuple):
@@ -79,7 +80,7 @@ class Bottleneck(NamedTuple):
 
 def find_bottleneck(run: Run) -> Bottleneck | None:
     """What binds a run; None where nothing was read."""
-    if run.path <= 0:
+    if run.path + run.write.both <= 0:
         return None
     if run.wall and run.startup > run.wall / 2:
         return Bottleneck(
@@ -87,11 +88,16 @@ def find_bottleneck(run: Run) -> Bottleneck | None:
             f"startup-bound: {_percent(run.startup / run.wall)} of {run.wall:.1f} s went by before "
             "anything was read; more items in a run make it count for less",
         )
+    if run.write.both > run.path:
+        return Bottleneck(
+            Bound.WRITE,
+            f"write-bound: writing took {run.write.both:.1f} s, and all beside it "
+            f"{run.path:.1f} s; a larger --shard_size, a nearer store, or more workers",
+        )
     parts = {
         Bound.FETCH: run.device.waiting,
         Bound.DEVICE: run.device.busy,
         Bound.SCORE: run.score.both,
-        Bound.WRITE: run.write.both,
     }
     largest = max(parts, key=lambda part: parts[part])
     share = _percent(parts[largest] / run.path)
@@ -100,8 +106,6 @@ def find_bottleneck(run: Run) -> Bottleneck | None:
             said = f"the model was busy {share} of the time; {_faster_device(run)}"
         case Bound.SCORE:
             said = f"scoring took {share} of the time; fewer labels or label sets, or more workers"
-        case Bound.WRITE:
-            said = f"writing took {share} of the time; a larger --shard_size or a nearer store"
         case _ if _decoding_is_slower(run):
             return _decode_bound(run, share)
         case _:

@@ -6,7 +6,6 @@ Every name has rows of its own, with one vector.
 from __future__ import annotations
 
 import datetime
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from transforms.encoding import Encoder, embed_batch
+from transforms.imagetower import DeviceClock
 from transforms.knownvectors import KnownVectors
 from transforms.progress import progress
 from transforms.records import (
@@ -50,7 +50,7 @@ def embed_once(
     One whose first failed fails with it. Raises RuntimeError for a vector that reading knew of and
     that is gone: what was not decoded cannot be embedded.
     """
-    started = time.perf_counter()
+    clock = DeviceClock()
     shard_id = batch.position.shard_id
     contents = [content_of(item) for item in batch.media]
     found = known.find(content for content in contents if content is not None)
@@ -93,7 +93,7 @@ def embed_once(
         else:
             failures.append(replace(failed[firsts[content].ref], ref=ref))
     progress.add(embedded=len(copies), failed=len(failures))
-    effort = batch.effort.and_then("device", time.perf_counter() - started)
+    effort = batch.effort.on_device(*clock.spent())
     embeddings, duplicates = _with_copies(embedded.embeddings, copies, run)
     return replace(
         embedded,

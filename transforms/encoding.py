@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from transforms.imagetower import is_out_of_memory
+from transforms.imagetower import DeviceClock, is_out_of_memory
 from transforms.progress import progress
 from transforms.records import (
     Batch,
@@ -60,7 +59,7 @@ def embed_batch(
     own exception when nothing of several items goes through: then it is the model or its device
     that is broken, and the items are not to blame.
     """
-    started = time.perf_counter()
+    clock = DeviceClock()
     size = len(batch)
     pictured = [row for row, item in enumerate(batch.media) if item.width is not None]
     texts = {row: item.text for row, item in enumerate(batch.media) if item.text is not None}
@@ -103,7 +102,7 @@ def embed_batch(
         run,
     )
     progress.add(embedded=len(good), failed=len(failures))
-    effort = batch.effort.and_then("device", time.perf_counter() - started)
+    effort = batch.effort.on_device(*clock.spent())
     return EmbeddedBatch(batch.position, rows, (*batch.failures, *failures), effort, batch.counts)
 
 

@@ -106,14 +106,10 @@ def item_seconds(began: float, points: Sequence[Point], *, apart: bool) -> Range
     return Range(mean, mean / (1 + spread), mean * (1 + spread))
 
 
-def writing_seconds(record: Mapping[str, Any], shards: int, shard_size: int) -> float:
-    """What writing takes for each item, of full shards, from the record of a sample's few.
-
-    Rows are encoded one by one; the store takes its time for each file, however many rows it has.
-    """
-    written, counts = record["stages"]["write"], record["counts"]
-    items = counts["embedded"] + counts["failed"]
-    return float(written["busy"] / items + written["waiting"] / shards / shard_size)
+def writing_seconds(record: Mapping[str, Any]) -> float:
+    """What encoding rows takes for each item; the store is waited for beside all else."""
+    counts = record["counts"]
+    return float(record["stages"]["write"]["busy"] / (counts["embedded"] + counts["failed"]))
 
 
 class TarRead(NamedTuple):

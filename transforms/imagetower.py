@@ -258,10 +258,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY in str(error)
 
 
+class DeviceClock:
+    """What the model takes of this thread from here on."""
+
+    def __init__(self) -> None:
+        self._started, self._own = time.perf_counter(), time.thread_time()
+
+    def spent(self) -> tuple[float, float | None]:
+        """Seconds, and those of them that were the processor's; None where a GPU is at work."""
+        on_gpu = _uses_gpu()
+        seconds = time.perf_counter() - self._started
+        return seconds, None if on_gpu else time.thread_time() - self._own
+
+
+def _uses_gpu() -> bool:
+    """Whether a model of this process is on a GPU."""
+    torch = sys.modules.get("torch")
+    return torch is not None and hasattr(torch, "cuda") and bool(torch.cuda.is_initialized())
+
+
 def pixel_memory(shape: tuple[int, ...]) -> Pixels:
     """Memory for pixels; where a model is on a GPU, such as it can be copied from at full speed."""
-    torch = sys.modules.get("torch")
-    if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
+    if _uses_gpu():
+        import torch
+
         pinned: Pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
         return pinned
     return np.empty(shape, np.uint8)

@@ -269,6 +269,14 @@ class Effort:
         """The effort with one more stage."""
         return replace(self, seconds={**self.seconds, stage: seconds})
 
+    def on_device(self, seconds: float, own: float | None) -> Effort:
+        """The effort with the model's part: `own` of its seconds were the processor's.
+
+        None where the device is another. A model on the cores that decode waits for them too.
+        """
+        busy = seconds if own is None else min(own, seconds)
+        return self.and_then("device", busy).plus(Effort(waiting={"device": seconds - busy}))
+
     def plus(self, *others: Effort) -> Effort:
         """All of it together."""
         efforts = (self, *others)
