@@ -100,6 +100,9 @@ def find_bottleneck(run: Run) -> Bottleneck | None:
         Bound.SCORE: run.score.both,
     }
     largest = max(parts, key=lambda part: parts[part])
+    if largest is Bound.FETCH and _shares_its_cores(run) and _decoding_is_slower(run):
+        # It waits for cores too, which decoding has, or other processes: the more work binds.
+        largest = largest if run.decode.busy > run.device.busy else Bound.DEVICE
     share = _percent(parts[largest] / run.path)
     match largest:
         case Bound.DEVICE:
@@ -129,9 +132,14 @@ def _decoding_is_slower(run: Run) -> bool:
     return _cores_used(run) >= SATURATED or run.decode.both >= run.fetch.both
 
 
+def _shares_its_cores(run: Run) -> bool:
+    """Whether the model runs on the cores that decode."""
+    return run.on != "cuda"
+
+
 def _cores_used(run: Run) -> float:
     """The share of the cores that decoding has: all but while a model on them is at work."""
-    left = run.path if run.on == "cuda" else run.path - run.device.busy
+    left = run.path - run.device.busy * _shares_its_cores(run)
     return run.decode.busy / (run.cores * left) if left > 0 else math.inf
 
 
