@@ -59,16 +59,16 @@ flink: build/flink/lib build/jobserver build/bin/container
 
 # Its package for Python holds the whole distribution, without the scripts.
 build/flink/lib: | $(VENV)/.installed
-	mkdir -p build/flink
-	$(BIN)/python -m pip download --quiet --no-deps --no-binary=:all: -d build/flink apache-flink-libraries==$(FLINK)
-	tar xzf build/flink/apache-flink-libraries-$(FLINK).tar.gz -C build/flink --strip-components=2 --wildcards '*/deps/lib/*' '*/deps/bin/*'
-	rm build/flink/apache-flink-libraries-$(FLINK).tar.gz
-	touch $@
+	rm -rf build/flink build/flink.part
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary=:all: -d build/flink.part apache-flink-libraries==$(FLINK)
+	tar xzf build/flink.part/*.tar.gz -C build/flink.part --strip-components=2 --wildcards '*/deps/lib/*' '*/deps/bin/*'
+	rm build/flink.part/*.tar.gz
+	mv build/flink.part build/flink
 
 build/jobserver: deploy/flink/pom.xml
-	rm -rf $@
-	mvn -q -B -f deploy/flink/pom.xml -Dbeam.version=$(FLINK_RUNNER) dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/$@
-	touch $@
+	rm -rf $@ $@.part
+	mvn -q -B -f deploy/flink/pom.xml -Dbeam.version=$(FLINK_RUNNER) dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/$@.part
+	mv $@.part $@
 
 integration: setup prism flink airflow
 	$(BIN)/python -m pytest tests/integration

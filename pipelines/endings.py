@@ -68,12 +68,8 @@ def one_line(error: BaseException) -> str:
     said = str(error).strip()
     if isinstance(error, RuntimeError) and "Traceback (most recent call last)" in said:
         # A runner's: the last is what Beam raised in the worker, as its wrapper below.
-        raised = _RAISED.findall(said)
-        return (
-            _STAGE.sub("", raised[-1].removeprefix("RuntimeError: "))
-            if raised
-            else said.splitlines()[0]
-        )
+        raised = _RAISED.findall(said) or said.splitlines()[:1]
+        return _STAGE.sub("", raised[-1].removeprefix("RuntimeError: "))
     lines = said.splitlines()
     if lines and _STAGE.search(lines[-1]) and isinstance(error, RuntimeError):
         return lines[0]  # Beam's wrapper: the cause with its type, and the stage it was in

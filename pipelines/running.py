@@ -210,7 +210,7 @@ def _run_in_place(
 
 def _started(pipeline: beam.Pipeline) -> Any:
     """The job, once its runner has it; a local runner has done it then."""
-    import grpc  # type: ignore[import-untyped]
+    import grpc
     from apache_beam.options.pipeline_options import PortableOptions
 
     try:

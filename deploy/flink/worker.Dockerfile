@@ -7,7 +7,10 @@ FROM apache/beam_python3.11_sdk:2.77.0 AS beam
 FROM python:3.11-slim
 COPY --from=beam /opt/apache/beam /opt/apache/beam
 WORKDIR /opt/beamtag
-COPY . .
+COPY setup.py pyproject.toml README.md LICENSE constraints.txt ./
+COPY pipelines pipelines
+COPY transforms transforms
+COPY deploy/flink/launch.sh deploy/flink/
 RUN pip install --no-cache-dir -c constraints.txt '.[s3,heic,hf]'
 # Beam's program would make an environment of its own for every worker.
 ENV RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
