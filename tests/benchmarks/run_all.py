@@ -21,6 +21,7 @@ NAMES = (
     "throughput",
     "growth",
     "precision",
+    "gpu",
     "latency",
     "estimate",
     "listing",

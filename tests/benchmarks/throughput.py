@@ -75,16 +75,16 @@ class Sides:
         bench.make_jpegs(self._one, 1, 1, case.size)
         if case.model == bench.DEMO_MODEL:
             self._checkpoint = bench.ROOT / "transforms" / "data" / "demo_model"
-            self._model = case.model
+            self.model = case.model
         else:
             self._checkpoint = folder / case.model
-            self._model = bench.random_checkpoint(self._checkpoint, case.model)
+            self.model = bench.random_checkpoint(self._checkpoint, case.model)
 
     def _command(self, side: tuple[str, str], pictures: Path, output: Path) -> Sequence[str]:
         what, how = side
         shared = [f"--device={self._options.device}", f"--precision={self._options.precision}"]
         if what == "job":
-            arguments = bench.job_arguments(pictures, [self._labels], output, self._model)
+            arguments = bench.job_arguments(pictures, [self._labels], output, self.model)
             return bench.job_command([*arguments, f"--decode={how}", *shared])
         return [
             sys.executable,
