@@ -139,9 +139,6 @@ def random_checkpoint(folder: Path, architecture: str) -> str:
     import torch
     from safetensors.torch import save_file
 
-    torch.manual_seed(0)
-    model = open_clip.create_model(architecture)
-    folder.mkdir(parents=True)
     config = {
         "model_cfg": open_clip.get_model_config(architecture),
         "preprocess_cfg": {
@@ -151,7 +148,15 @@ def random_checkpoint(folder: Path, architecture: str) -> str:
             "resize_mode": "shortest",
         },
     }
+    text = config["model_cfg"]["text_cfg"]
+    if text.pop("hf_tokenizer_name", None):
+        # A hub has it. Of random weights open_clip's own tokenizer means as much.
+        text.pop("tokenizer_kwargs", None)
+        text["vocab_size"] = 49408
+    folder.mkdir(parents=True)
     (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"
