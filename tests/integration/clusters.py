@@ -156,6 +156,18 @@ class Cluster:
         with urllib.request.urlopen(f"http://localhost:{self.rest_port}{path}", timeout=5) as said:
             return json.load(said)
 
+    def cancel(self) -> None:
+        """Cancel the jobs that run, and wait for their end."""
+
+        def running() -> list[str]:
+            jobs = self.asked("/jobs/overview")["jobs"]
+            return [job["jid"] for job in jobs if job["end-time"] < 0]
+
+        for job in running():
+            place = f"http://localhost:{self.rest_port}/jobs/{job}?mode=cancel"
+            urllib.request.urlopen(urllib.request.Request(place, method="PATCH")).close()
+        wait_for("the jobs' end", lambda: not running())
+
     def stop(self) -> None:
         for process in [*self.task_managers, *self.others]:
             end_session(process)
@@ -185,7 +197,8 @@ class Cluster:
             return subprocess.Popen(
                 [*command, *arguments],
                 env=worker_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                # Where Beam's boot program leaves a file.
+                cwd=self.folder, start_new_session=True,
             )  # fmt: skip
 
 

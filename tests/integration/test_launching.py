@@ -20,7 +20,7 @@ LAUNCH = REPOSITORY / "deploy" / "flink" / "launch.sh"
 
 
 @pytest.fixture
-def pool() -> Iterator[int]:
+def pool(tmp_path: Path) -> Iterator[int]:
     """A worker pool as its image starts it; gives its port."""
     port = free_port()
     environment = worker_environment()
@@ -28,7 +28,7 @@ def pool() -> Iterator[int]:
     arguments = [f"--service_port={port}", f"--container_executable={BOOT}"]
     process = subprocess.Popen(
         ["python", "-m", "apache_beam.runners.worker.worker_pool_main", *arguments],
-        env=environment, stdin=subprocess.DEVNULL,
+        env=environment, stdin=subprocess.DEVNULL, cwd=tmp_path,
     )  # fmt: skip
     try:
         wait_for("the worker pool", lambda: answers(port))
