@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +13,10 @@ from pipelines.options import JobSpec, TagSpec
 from transforms.accounting import Account
 from transforms.decoding import ImageDecoder
 from transforms.embedding import EmbedLabels, EmbedMedia
+from transforms.handing import InWorkers
 from transforms.ledger import LedgerSpec, Unscored, shared_ledger, unscored_files
 from transforms.listing import GroupIntoShards, ListManifests, ListMedia, ListTars
+from transforms.model import worker_gpus
 from transforms.reading import ReadMedia
 from transforms.records import Shard
 from transforms.rescoring import ReadStored
@@ -23,6 +27,9 @@ from transforms.writing import WriteRunRecord, WriteShards
 
 if TYPE_CHECKING:
     from transforms.modelstore import ModelInfo
+
+WORKER = "pipelines.working"
+"""The module of which each of several `--workers` is a process."""
 
 
 def build(
@@ -42,7 +49,14 @@ def build(
 
     shards, skipped = _new_shards(pipeline, spec, ledger)
     new_shards = shards | "CountShards" >> beam.combiners.Count.Globally()
-    label_vectors = _label_vectors(pipeline, spec, model, new_shards, stored=bool(unscored))
+    label_vectors = _label_vectors(
+        pipeline,
+        spec,
+        model,
+        new_shards,
+        stored=bool(unscored),
+        embedded_here=spec.workers == 1,
+    )
     written = _written(shards, spec, model, label_vectors, ledger)
     scored = _scored(pipeline, spec, model, unscored, label_vectors)
     _ = (
@@ -83,12 +97,31 @@ def _written(
     ledger: LedgerSpec | None,
     samples_of_tar: int | None = None,
 ) -> Any:
+    """Accounts of shards: each is done by one worker, of a runner or of this process."""
+    shuffled = shards | "ShuffleShards" >> beam.Reshuffle()
+    if spec.workers == 1:
+        return tagged(shuffled, spec, model, label_vectors, ledger, samples_of_tar)
+    # Who counts failures is the one who hears of all of them.
+    order = pickle.dumps((dataclasses.replace(spec, max_failures=None), model, ledger))
+    gpus = worker_gpus(spec.model, spec.workers)
+    return shuffled | "InWorkers" >> InWorkers(
+        spec.workers, WORKER, order, label_vectors, gpus, spec.abort_after
+    )
+
+
+def tagged(
+    shards: Any,
+    spec: TagSpec,
+    model: ModelInfo,
+    label_vectors: Any,
+    ledger: LedgerSpec | None,
+    samples_of_tar: int | None = None,
+) -> Any:
     """Accounts of shards: each is read, embedded, scored and written, in one fused stage."""
     stores, run = spec.storage_options, spec.run
     decoder = ImageDecoder(model.preprocess, spec.max_pixels, spec.background, spec.decode)
     return (
         shards
-        | "ShuffleShards" >> beam.Reshuffle()
         | "ReadMedia"
         >> ReadMedia(
             decoder,
@@ -101,6 +134,7 @@ def _written(
             ledger,
             joined=not spec.is_local,
             samples_of_tar=samples_of_tar,
+            processes=spec.workers,
         )
         | "EmbedMedia"
         >> EmbedMedia(spec.model, model.dim, run, spec.text_weight, stores, ledger, decoder)
@@ -133,14 +167,28 @@ def build_rescore(
 
 
 def _label_vectors(
-    pipeline: beam.Pipeline, spec: JobSpec, model: ModelInfo, new_shards: Any, *, stored: bool
+    pipeline: beam.Pipeline,
+    spec: JobSpec,
+    model: ModelInfo,
+    new_shards: Any,
+    *,
+    stored: bool,
+    embedded_here: bool = True,
 ) -> Any:
     decoder = ImageDecoder(model.preprocess, spec.max_pixels, spec.background)
     return (
         pipeline
         | "LabelSets" >> beam.Create(spec.label_sets)
         | "EmbedLabels"
-        >> EmbedLabels(spec.model, decoder, spec.limits, new_shards, stored, spec.storage_options)
+        >> EmbedLabels(
+            spec.model,
+            decoder,
+            spec.limits,
+            new_shards,
+            stored,
+            spec.storage_options,
+            embedded_here,
+        )
     )
 
 

@@ -38,10 +38,11 @@ Spec = TypeVar("Spec", bound=JobSpec)
 _STAGE = re.compile(r" \[while running '.*'\]$")
 _RAISED = re.compile(r"^  .*\n(\S.*)", re.M)
 """What stands behind the frames of a traceback."""
+_IN_MEMBER = re.compile(r"^(?:transforms\.crew\.)?InMemberError: ")
 _OWN_ERROR = re.compile(
     r"(?:transforms\.\w+\.)?"
     "(ModelError|PublishError|LostPlaceError|PruneError|TooManyFailuresError|DamagedError"
-    "|LabelFileError|AdapterError): "
+    "|LabelFileError|AdapterError|MemberError): "
 )
 # Of a place that is as it was meant, and tomorrow may do.
 _LIMITS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM)
@@ -80,7 +81,7 @@ def main(
 
 
 @contextlib.contextmanager
-def _interpreter_for_threads() -> Iterator[None]:
+def interpreter_for_threads() -> Iterator[None]:
     """An interpreter for many short tasks in threads: a decode-bound run takes a tenth less time.
 
     What is imported is not looked through for garbage again and again, and whoever waits for the
@@ -154,7 +155,7 @@ def run_graph(
         if isinstance(error, OSError) and error.errno in _LIMITS:
             return _failed(job, said)
         raise UsageError(said) from error
-    with place, _interpreter_for_threads():
+    with place, interpreter_for_threads():
         place.start_beating()
         return _run_in_place(job, spec, header, build, afterwards, place)
 
@@ -163,7 +164,7 @@ def _dry_run(job: str, spec: JobSpec, build: Callable[[beam.Pipeline, str], None
     """Make Dataflow's job of the graph as its runner does, and submit and write nothing."""
     if spec.runner != DATAFLOW:
         raise UsageError(f"--dry_run is a flag of {DATAFLOW}; for other runs there is --explain")
-    pipeline = _pipeline(spec)
+    pipeline = empty_pipeline(spec)
     build(pipeline, _record_url(spec))
     pipeline.run()
     if not spec.quiet:
@@ -186,7 +187,7 @@ def _run_in_place(
     from transforms.writing import publish_record
 
     record_url = _record_url(spec)
-    pipeline = _pipeline(spec)
+    pipeline = empty_pipeline(spec)
     if spec.is_local:
         # What this run loads, the record tells.
         forget_models()
@@ -289,13 +290,10 @@ def _broken(
 ) -> int:
     from transforms.writing import publish_record
 
-    cause = one_line(error)
+    cause = cause_of(error, traced=traced)
     interrupted = cause.startswith("KeyboardInterrupt")
     own = _OWN_ERROR.match(cause)
     cause = _STAGE.sub("", cause[own.end() :]) if own else cause
-    # Our own errors say in their words what there is to know.
-    if traced and not interrupted and not own:
-        _print_trace(error)
     status = "interrupted" if interrupted else "failed"
     try:
         publish_record(record_url, {**header, "status": status, "error": cause})
@@ -346,7 +344,7 @@ def _record_url(spec: JobSpec) -> str:
     return f"{spec.run.output}/runs/{spec.run.run_id}.json"
 
 
-def _pipeline(spec: JobSpec) -> beam.Pipeline:
+def empty_pipeline(spec: JobSpec) -> beam.Pipeline:
     """An empty pipeline of the job's runner. Raises `UsageError` for options that it refuses."""
     import apache_beam as beam
 
@@ -413,6 +411,18 @@ def _plain(value: Any) -> Any:
 def _failed(job: str, cause: str) -> int:
     print(f"beamtag {job}: failed: {cause}", file=sys.stderr)  # noqa: T201
     return 1
+
+
+def cause_of(error: BaseException, *, traced: bool) -> str:
+    """What went wrong, in one line with its type; a trace is printed where that does not do."""
+    cause = one_line(error)
+    if in_member := _IN_MEMBER.match(cause):
+        # Which has printed its own.
+        return _STAGE.sub("", cause[in_member.end() :])
+    # Our own errors say in their words what there is to know.
+    if traced and not cause.startswith("KeyboardInterrupt") and not _OWN_ERROR.match(cause):
+        _print_trace(error)
+    return cause
 
 
 def _print_trace(error: BaseException) -> None:
