@@ -15,7 +15,7 @@ from transforms.decoding import ImageDecoder
 from transforms.embedding import EmbedLabels, EmbedMedia
 from transforms.handing import InWorkers
 from transforms.ledger import LedgerSpec, Unscored, shared_ledger, unscored_files
-from transforms.listing import GroupIntoShards, ListManifests, ListMedia, ListTars
+from transforms.listing import CutShards, GroupIntoShards, ListManifests, ListMedia, ListTars
 from transforms.model import worker_gpus
 from transforms.reading import ReadMedia
 from transforms.records import Shard
@@ -48,6 +48,9 @@ def build(
     unscored = unscored_files(run.output, model.model_id, list(header["label_sets"]))
 
     shards, skipped = _new_shards(pipeline, spec, ledger)
+    if spec.workers > 1:
+        named_by = (f"{model.model_id}/cut", run.run_id, _taken(spec, ledger))
+        shards = shards | "CutShards" >> CutShards(spec.workers, named_by)
     new_shards = shards | "CountShards" >> beam.combiners.Count.Globally()
     label_vectors = _label_vectors(
         pipeline,
@@ -215,9 +218,7 @@ def _new_shards(pipeline: beam.Pipeline, spec: TagSpec, ledger: LedgerSpec) -> t
     objects = inputs | "ListMedia" >> ListMedia(spec.selection, stores)
     rows = inputs | "ListManifests" >> ListManifests(spec.run.carry, stores)
     tars = inputs | "ListTars" >> ListTars(ledger.model_id, stores)
-    # What another model has made of the same references is not to be overwritten.
-    today = stored_files(ledger.output, "embeddings", model=ledger.model_id, dt=spec.run.run_date)
-    taken = frozenset(file.shard_id for file in today)
+    taken = _taken(spec, ledger)
     group = GroupIntoShards(spec.shard_size, ledger.model_id, run_id, taken)
     group_rows = GroupIntoShards(spec.shard_size, f"{ledger.model_id}/rows", run_id, taken)
     if not spec.is_local:
@@ -247,6 +248,12 @@ def _new_shards(pipeline: beam.Pipeline, spec: TagSpec, ledger: LedgerSpec) -> t
         new_tars[ACCOUNTS],
     ) | "ListedAccounts" >> beam.Flatten()
     return shards, accounts
+
+
+def _taken(spec: TagSpec, ledger: LedgerSpec) -> frozenset[str]:
+    """Today's shards of this model: what it has made of the same references stays as it is."""
+    today = stored_files(ledger.output, "embeddings", model=ledger.model_id, dt=spec.run.run_date)
+    return frozenset(file.shard_id for file in today)
 
 
 def _account_of(shard: Shard) -> Account:

@@ -30,7 +30,7 @@ _accounts: list[Account] = []
 
 def main() -> NoReturn:
     """Do the work, and end with it."""
-    global _foreman  # noqa: PLW0603
+    global _foreman
     _foreman = Foreman(int(sys.argv[1]))
     from pipelines import report
 
@@ -46,10 +46,9 @@ def main() -> NoReturn:
     told, label_vectors = _foreman.order()
     spec, model, ledger = pickle.loads(told)
     quiet = spec.quiet or spec.json
-    if not quiet:
-        # What is not a warning its foreman says, once.
-        logging.getLogger().setLevel(logging.WARNING)
-        logging.getLogger("beamtag").setLevel(logging.WARNING)
+    report.set_up_logging(quiet=quiet, local=True)
+    # The rest is said once, by the job.
+    logging.getLogger("beamtag").setLevel(logging.ERROR if quiet else logging.WARNING)
     try:
         with running.interpreter_for_threads(), _progress_told():
             _work(spec, model, ledger, label_vectors)

@@ -57,7 +57,7 @@ class InWorkers(beam.PTransform[beam.PCollection[Shard], beam.PCollection[Accoun
 
 
 def environments(count: int, gpus: tuple[str, ...]) -> list[dict[str, str]]:
-    """For each worker its part of the machine: a GPU, and threads, unless those are told already."""
+    """For each worker its part of the machine: a GPU, and threads unless they are told already."""
     threads = str(max(1, cores() // count))
     shared = {name: threads for name in LIBRARIES if name not in os.environ}
     return [
