@@ -56,7 +56,7 @@ class JobSpec:
 
     @property
     def is_local(self) -> bool:
-        """Whether the job runs in this process."""
+        """Whether the job runs in this process, or in workers that are its own."""
         return self.runner in LOCAL_RUNNERS
 
 

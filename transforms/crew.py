@@ -46,17 +46,21 @@ class _Member:
     def send(self, message: Any) -> None:
         try:
             self.connection.send_bytes(pickle.dumps(message))
-        except OSError as error:
-            raise self.lost() from error
+        except OSError:
+            # It has ended, and may have said why before.
+            while True:
+                kind, told = self.hear()
+                if kind == _BROKEN:
+                    raise InMemberError(told) from None
 
     def hear(self) -> tuple[int, Any]:
         try:
             told: tuple[int, Any] = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError) as error:
-            raise self.lost() from error
+            raise self._lost() from error
         return told
 
-    def lost(self) -> MemberError:
+    def _lost(self) -> MemberError:
         """How it ended, which it has: only that closes its end."""
         status = self.process.wait()
         how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
@@ -135,18 +139,18 @@ class Crew:
         # What ends this process may be sent to all of its group; how they end is for this one.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
-            process = subprocess.Popen(
-                command,
-                env={**os.environ, "PYTHONPATH": paths, **self._environments[place]},
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # The other is for this process's summary.
-            )
+            with theirs:
+                process = subprocess.Popen(
+                    command,
+                    env={**os.environ, "PYTHONPATH": paths, **self._environments[place]},
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # The other is for this process's summary.
+                )
             member = _Member(place + 1, process, ours)
             self._members.append(member)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
         return member
 
     def _hear(self) -> None:

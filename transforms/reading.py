@@ -158,7 +158,7 @@ class _Already:
     """What the output holds, as far as this worker can tell."""
 
     def __init__(self, spec: LedgerSpec, *, joined: bool) -> None:
-        # Loaded by who asks it first: another process than the one that lists may never do.
+        # Not before it is asked: of several processes, only that which lists has it already.
         self._ledger = None if joined else partial(shared_ledger, spec)
         self._vectors = shared_vectors(spec)
 
