@@ -13,10 +13,11 @@ logger = logging.getLogger("beamtag")
 _STAGE = re.compile(r" \[while running '.*'\]$")
 _RAISED = re.compile(r"^  .*\n(\S.*)", re.M)
 """What stands behind the frames of a traceback."""
+_IN_MEMBER = re.compile(r"^(?:transforms\.crew\.)?InMemberError: ")
 _OWN_ERROR = re.compile(
     r"(?:transforms\.\w+\.)?"
     "(ModelError|PublishError|LostPlaceError|PruneError|TooManyFailuresError|DamagedError"
-    "|LabelFileError|AdapterError): "
+    "|LabelFileError|AdapterError|MemberError): "
 )
 
 
@@ -26,13 +27,10 @@ def broken(
     """Tell what broke a run, to the operator and in its record; gives the exit status."""
     from transforms.recording import publish_record
 
-    cause = one_line(error)
+    cause = cause_of(error, traced=traced)
     interrupted = cause.startswith("KeyboardInterrupt")
     own = _OWN_ERROR.match(cause)
     cause = _STAGE.sub("", cause[own.end() :]) if own else cause
-    # Our own errors say in their words what there is to know.
-    if traced and not interrupted and not own:
-        _print_trace(error)
     status = "interrupted" if interrupted else "failed"
     try:
         publish_record(record_url, {**header, "status": status, "error": cause})
@@ -54,6 +52,18 @@ def failed(job: str, cause: str) -> int:
     """Say in one line that a job failed; gives the exit status."""
     print(f"beamtag {job}: failed: {cause}", file=sys.stderr)  # noqa: T201
     return 1
+
+
+def cause_of(error: BaseException, *, traced: bool) -> str:
+    """What went wrong, in one line with its type; a trace is printed where that does not do."""
+    cause = one_line(error)
+    if in_member := _IN_MEMBER.match(cause):
+        # Which has printed its own.
+        return _STAGE.sub("", cause[in_member.end() :])
+    # Our own errors say in their words what there is to know.
+    if traced and not cause.startswith("KeyboardInterrupt") and not _OWN_ERROR.match(cause):
+        _print_trace(error)
+    return cause
 
 
 def _print_trace(error: BaseException) -> None:

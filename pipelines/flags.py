@@ -67,7 +67,15 @@ def tag_parser(prog: str = "beamtag tag") -> Parser:
         help="at the end remove the rows of objects that the inputs no longer list",
     )
 
-    add_running(parser)
+    group = add_running(parser)
+    group.add_argument(
+        "--workers",
+        type=checks.positive,
+        default=1,
+        metavar="N",
+        help="processes that share a local run's work, each with a model and, where there are "
+        "GPUs, with one of them (default: %(default)s)",
+    )
     return parser
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +13,10 @@ from pipelines.options import JobSpec, TagSpec
 from transforms.accounting import Account
 from transforms.decoding import ImageDecoder
 from transforms.embedding import EmbedLabels, EmbedMedia
+from transforms.handing import InWorkers
 from transforms.ledger import LedgerSpec, Unscored, shared_ledger, unscored_files
-from transforms.listing import GroupIntoShards, ListManifests, ListMedia, ListTars
+from transforms.listing import CutShards, GroupIntoShards, ListManifests, ListMedia, ListTars
+from transforms.model import worker_gpus
 from transforms.reading import ReadMedia
 from transforms.recording import WriteRunRecord
 from transforms.records import Shard
@@ -24,6 +28,9 @@ from transforms.writing import WriteShards
 
 if TYPE_CHECKING:
     from transforms.modelstore import ModelInfo
+
+WORKER = "pipelines.working"
+"""The module of which each of several `--workers` is a process."""
 
 
 def build(
@@ -42,8 +49,18 @@ def build(
     unscored = unscored_files(run.output, model.model_id, list(header["label_sets"]))
 
     shards, skipped = _new_shards(pipeline, spec, ledger)
+    if spec.workers > 1:
+        named_by = (f"{model.model_id}/cut", run.run_id, _taken(spec, ledger))
+        shards = shards | "CutShards" >> CutShards(spec.workers, named_by)
     new_shards = shards | "CountShards" >> beam.combiners.Count.Globally()
-    label_vectors = _label_vectors(pipeline, spec, model, new_shards, stored=bool(unscored))
+    label_vectors = _label_vectors(
+        pipeline,
+        spec,
+        model,
+        new_shards,
+        stored=bool(unscored),
+        embedded_here=spec.workers == 1,
+    )
     written = _written(shards, spec, model, label_vectors, ledger)
     scored = _scored(pipeline, spec, model, unscored, label_vectors)
     _ = (
@@ -84,12 +101,31 @@ def _written(
     ledger: LedgerSpec | None,
     samples_of_tar: int | None = None,
 ) -> Any:
+    """Accounts of shards: each is done by one worker, of a runner or of this process."""
+    shuffled = shards | "ShuffleShards" >> beam.Reshuffle()
+    if spec.workers == 1:
+        return tagged(shuffled, spec, model, label_vectors, ledger, samples_of_tar)
+    # Who counts failures is the one who hears of all of them.
+    order = pickle.dumps((dataclasses.replace(spec, max_failures=None), model, ledger))
+    gpus = worker_gpus(spec.model, spec.workers)
+    return shuffled | "InWorkers" >> InWorkers(
+        spec.workers, WORKER, order, label_vectors, gpus, spec.abort_after
+    )
+
+
+def tagged(
+    shards: Any,
+    spec: TagSpec,
+    model: ModelInfo,
+    label_vectors: Any,
+    ledger: LedgerSpec | None,
+    samples_of_tar: int | None = None,
+) -> Any:
     """Accounts of shards: each is read, embedded, scored and written, in one fused stage."""
     stores, run = spec.storage_options, spec.run
     decoder = ImageDecoder(model.preprocess, spec.max_pixels, spec.background, spec.decode)
     return (
         shards
-        | "ShuffleShards" >> beam.Reshuffle()
         | "ReadMedia"
         >> ReadMedia(
             decoder,
@@ -102,6 +138,7 @@ def _written(
             ledger,
             joined=not spec.is_local,
             samples_of_tar=samples_of_tar,
+            processes=spec.workers,
         )
         | "EmbedMedia"
         >> EmbedMedia(spec.model, model.dim, run, spec.text_weight, stores, ledger, decoder)
@@ -134,14 +171,28 @@ def build_rescore(
 
 
 def _label_vectors(
-    pipeline: beam.Pipeline, spec: JobSpec, model: ModelInfo, new_shards: Any, *, stored: bool
+    pipeline: beam.Pipeline,
+    spec: JobSpec,
+    model: ModelInfo,
+    new_shards: Any,
+    *,
+    stored: bool,
+    embedded_here: bool = True,
 ) -> Any:
     decoder = ImageDecoder(model.preprocess, spec.max_pixels, spec.background)
     return (
         pipeline
         | "LabelSets" >> beam.Create(spec.label_sets)
         | "EmbedLabels"
-        >> EmbedLabels(spec.model, decoder, spec.limits, new_shards, stored, spec.storage_options)
+        >> EmbedLabels(
+            spec.model,
+            decoder,
+            spec.limits,
+            new_shards,
+            stored,
+            spec.storage_options,
+            embedded_here,
+        )
     )
 
 
@@ -168,9 +219,7 @@ def _new_shards(pipeline: beam.Pipeline, spec: TagSpec, ledger: LedgerSpec) -> t
     objects = inputs | "ListMedia" >> ListMedia(spec.selection, stores)
     rows = inputs | "ListManifests" >> ListManifests(spec.run.carry, stores)
     tars = inputs | "ListTars" >> ListTars(ledger.model_id, stores)
-    # What another model has made of the same references is not to be overwritten.
-    today = stored_files(ledger.output, "embeddings", model=ledger.model_id, dt=spec.run.run_date)
-    taken = frozenset(file.shard_id for file in today)
+    taken = _taken(spec, ledger)
     group = GroupIntoShards(spec.shard_size, ledger.model_id, run_id, taken)
     group_rows = GroupIntoShards(spec.shard_size, f"{ledger.model_id}/rows", run_id, taken)
     if not spec.is_local:
@@ -200,6 +249,12 @@ def _new_shards(pipeline: beam.Pipeline, spec: TagSpec, ledger: LedgerSpec) -> t
         new_tars[ACCOUNTS],
     ) | "ListedAccounts" >> beam.Flatten()
     return shards, accounts
+
+
+def _taken(spec: TagSpec, ledger: LedgerSpec) -> frozenset[str]:
+    """Today's shards of this model: what it has made of the same references stays as it is."""
+    today = stored_files(ledger.output, "embeddings", model=ledger.model_id, dt=spec.run.run_date)
+    return frozenset(file.shard_id for file in today)
 
 
 def _account_of(shard: Shard) -> Account:

@@ -234,8 +234,8 @@ def add_printing(group: _ActionsContainer) -> None:
     )
 
 
-def add_running(parser: argparse.ArgumentParser) -> None:
-    """How a job that writes runs, and what it prints."""
+def add_running(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """How a job that writes runs, and what it prints; gives the group of its options."""
     group = parser.add_argument_group("running")
     group.add_argument(
         "--take_over",
@@ -261,3 +261,4 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--json", action="store_true", help="print the run's record as JSON, and nothing else"
     )
+    return group

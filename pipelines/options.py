@@ -56,7 +56,7 @@ class JobSpec:
 
     @property
     def is_local(self) -> bool:
-        """Whether the job runs in this process."""
+        """Whether the job runs in this process, or in workers that are its own."""
         return self.runner in LOCAL_RUNNERS
 
 
@@ -70,6 +70,7 @@ class TagSpec(JobSpec):
     batch_size: int
     text_weight: float
     decode: Decode
+    workers: int
     retry: Retry
     max_failures: MaxFailures | None
     prune: bool
@@ -86,11 +87,15 @@ def parse_tag(argv: Sequence[str], prog: str = "beamtag tag") -> TagSpec:
     """Read a tag job's command line. Raises `UsageError`; label files are read and checked."""
     options, beam_args = tag_parser(prog).parse_known_args(argv)
     refuse_stray(beam_args, prog)
-    return tag_spec(options, beam_args)
+    return tag_spec(options, beam_args, options.workers)
 
 
-def tag_spec(options: argparse.Namespace, beam_args: Sequence[str] = ()) -> TagSpec:
+def tag_spec(
+    options: argparse.Namespace, beam_args: Sequence[str] = (), workers: int = 1
+) -> TagSpec:
     """A tag job of these options. Raises `UsageError`; label files are read and checked."""
+    if workers > 1:
+        _check_workers(options, beam_args)
     if options.detach and options.prune:
         raise UsageError("--prune needs the run's end, and --detach does not wait for it")
     if options.precision == "int8" and options.device == "cuda":
@@ -112,10 +117,23 @@ def tag_spec(options: argparse.Namespace, beam_args: Sequence[str] = ()) -> TagS
         batch_size=options.batch_size or TRIED[-1],
         text_weight=options.text_weight,
         decode=options.decode,
+        workers=workers,
         retry=options.retry,
         max_failures=options.max_failures,
         prune=options.prune,
     )
+
+
+def _check_workers(options: argparse.Namespace, beam_args: Sequence[str]) -> None:
+    if options.runner not in LOCAL_RUNNERS:
+        raise UsageError(
+            "--workers is for a local run: other runners have flags of their own, "
+            "such as --max_num_workers of Dataflow and --parallelism of Flink"
+        )
+    if any(argument.startswith("--direct_num_workers") for argument in beam_args):
+        raise UsageError("--workers and --direct_num_workers do not go together")
+    if options.precision == "auto":
+        raise UsageError("--precision=auto may choose otherwise in each of several --workers")
 
 
 def shared(

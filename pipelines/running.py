@@ -71,7 +71,7 @@ def main(
 
 
 @contextlib.contextmanager
-def _interpreter_for_threads() -> Iterator[None]:
+def interpreter_for_threads() -> Iterator[None]:
     """An interpreter for many short tasks in threads: a decode-bound run takes a tenth less time.
 
     What is imported is not looked through for garbage again and again, and whoever waits for the
@@ -145,7 +145,7 @@ def run_graph(
         if isinstance(error, OSError) and error.errno in _LIMITS:
             return failed(job, said)
         raise UsageError(said) from error
-    with place, _interpreter_for_threads():
+    with place, interpreter_for_threads():
         place.start_beating()
         return _run_in_place(job, spec, header, build, afterwards, place)
 
@@ -154,7 +154,7 @@ def _dry_run(job: str, spec: JobSpec, build: Callable[[beam.Pipeline, str], None
     """Make Dataflow's job of the graph as its runner does, and submit and write nothing."""
     if spec.runner != DATAFLOW:
         raise UsageError(f"--dry_run is a flag of {DATAFLOW}; for other runs there is --explain")
-    pipeline = _pipeline(spec)
+    pipeline = empty_pipeline(spec)
     build(pipeline, _record_url(spec))
     pipeline.run()
     if not spec.quiet:
@@ -177,7 +177,7 @@ def _run_in_place(
     from transforms.utilisation import Meter
 
     record_url = _record_url(spec)
-    pipeline = _pipeline(spec)
+    pipeline = empty_pipeline(spec)
     if spec.is_local:
         # What this run loads, the record tells.
         forget_models()
@@ -320,7 +320,7 @@ def _record_url(spec: JobSpec) -> str:
     return f"{spec.run.output}/runs/{spec.run.run_id}.json"
 
 
-def _pipeline(spec: JobSpec) -> beam.Pipeline:
+def empty_pipeline(spec: JobSpec) -> beam.Pipeline:
     """An empty pipeline of the job's runner. Raises `UsageError` for options that it refuses."""
     import apache_beam as beam
 

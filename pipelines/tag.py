@@ -28,6 +28,7 @@ SETTINGS = (
     "max_pixels",
     "background",
     "decode",
+    "workers",
     "selection",
     "retry",
     "max_failures",
@@ -45,7 +46,7 @@ def run(spec: TagSpec) -> int:
 
     Raises `UsageError` and `ModelError`, both before any work starts.
     """
-    from transforms.model import check_decode, check_device
+    from transforms.model import check_decode, check_device, worker_gpus
     from transforms.modelstore import describe_model
 
     check_inputs(spec)
@@ -54,6 +55,7 @@ def run(spec: TagSpec) -> int:
         # Elsewhere it is the workers who have it, or say that they have not.
         check_device(spec.model)
         check_decode(spec.decode, spec.model)
+        worker_gpus(spec.model, spec.workers)
     spec = resolved(spec, model)
     header = record_header(spec, model, SETTINGS)
     header["inputs"] = [masked(given.url) for given in spec.inputs]

@@ -106,6 +106,10 @@ def merge_accounts(accounts: Iterable[Account]) -> Account:
     return merged
 
 
+class TooManyFailuresError(Exception):
+    """More items have failed than a run is to go on with."""
+
+
 @dataclass(frozen=True, slots=True)
 class MaxFailures:
     """How many items may fail: a `count` of them, or a `share` of those that the run tried."""

@@ -143,7 +143,8 @@ class EmbedLabels(
 
     `new_shards` counts the shards that are to be embedded: for none of them the text tower is
     enough, unless labels have example pictures (which `decode` and `limits` are for), and unless
-    there is something `stored` to score, no vectors are needed at all.
+    there is something `stored` to score, no vectors are needed at all. Shards that are not
+    `embedded_here` do not need the image tower here either.
     """
 
     model: ModelSpec
@@ -152,6 +153,7 @@ class EmbedLabels(
     new_shards: beam.PCollection[int]
     stored: bool = False
     storage_options: StorageOptions = field(default_factory=dict)
+    embedded_here: bool = True
 
     def expand(
         self, pcoll: beam.PCollection[LabelSet]
@@ -164,6 +166,7 @@ class EmbedLabels(
                 _encode_prompts,
                 beam.pvalue.AsSingleton(self.new_shards),
                 self.stored,
+                self.embedded_here,
                 partial(place_labels, spec=self.model, decode=self.decode, limits=self.limits),
                 self.storage_options,
             )
@@ -176,9 +179,10 @@ def _encode_prompts(
     label_set: LabelSet,
     new_shards: int,
     stored: bool,
+    embedded_here: bool,
     place: Callable[..., LabelVectors],
     storage_options: StorageOptions,
 ) -> Iterator[tuple[str, LabelVectors]]:
     if new_shards or stored:
         use_storage_options(storage_options)
-        yield label_set.label_set_id, place(label_set, whole=bool(new_shards))
+        yield label_set.label_set_id, place(label_set, whole=embedded_here and bool(new_shards))

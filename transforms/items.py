@@ -143,9 +143,15 @@ class _Half(NamedTuple):
 
 
 class ItemReader:
-    """Reads items, in as many threads as call it; `decode` is for pictures."""
+    """Reads items, in as many threads as call it, on so many cores; `decode` is for pictures."""
 
-    def __init__(self, decode: ImageDecoder, limits: ReadLimits, done: Done | None = None) -> None:
+    def __init__(
+        self,
+        decode: ImageDecoder,
+        limits: ReadLimits,
+        done: Done | None = None,
+        cores: int | None = None,
+    ) -> None:
         self.decode = decode
         self._done = done
         self.samples_room = Room(SAMPLE_BYTES_AT_ONCE)
@@ -158,7 +164,7 @@ class ItemReader:
         # interpreter's lock; one more, so that no core is idle at a handing-over. A queue of turns,
         # because a semaphore of Python's takes longer.
         self._turns: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for turn in range((os.cpu_count() or 1) + 1):
+        for turn in range((cores or os.cpu_count() or 1) + 1):
             self._turns.put(turn)
 
     def abandon(self) -> None:

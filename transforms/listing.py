@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -225,6 +226,44 @@ class GroupIntoShards(beam.PTransform[beam.PCollection[MediaRef], beam.PCollecti
             _FillShards(self.size, self.branch, self.run_id, self.taken)
         )
         return shards
+
+
+@dataclass
+class CutShards(beam.PTransform[beam.PCollection[Shard], beam.PCollection[Shard]]):
+    """Shards to smaller ones where they are so few that not each of some workers had `EACH`.
+
+    Those are named by what is in them and `named_by`, as `GroupIntoShards` does it. Tars are whole.
+    """
+
+    workers: int
+    named_by: tuple[Any, ...] = ()
+
+    def expand(self, pcoll: beam.PCollection[Shard]) -> beam.PCollection[Shard]:
+        """Wire the count."""
+        count = pcoll | "CountWhole" >> beam.combiners.Count.Globally()
+        cut: beam.PCollection[Shard] = pcoll | "CutShard" >> beam.FlatMap(
+            cut_shard, beam.pvalue.AsSingleton(count), self.workers, *self.named_by
+        )
+        return cut
+
+
+EACH = 4
+"""How many shards a worker has at the least: the last of them is what others wait for."""
+
+SMALLEST = 256
+"""Items of which no smaller shards are made: a file each, in every table."""
+
+
+def cut_shard(shard: Shard, shards: int, workers: int, *named_by: Any) -> Iterator[Shard]:
+    """A shard, one of so many, in as many parts as give each worker `EACH`."""
+    count = len(shard.refs)
+    parts = min(math.ceil(EACH * workers / shards), count // SMALLEST)
+    if parts < 2:
+        yield shard
+        return
+    for part in range(parts):
+        begin, end = (count * place // parts for place in (part, part + 1))
+        yield make_shard(shard.refs[begin:end], *named_by)
 
 
 class _FillShards(beam.DoFn):

@@ -7,6 +7,7 @@ a launcher that only checks its command line does not wait for them.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,6 +51,29 @@ def check_decode(decode: Decode, spec: ModelSpec) -> None:
 
     if not torch.cuda.is_available():
         raise ModelError("--decode=gpu, but this machine has no CUDA device that torch can use")
+
+
+def worker_gpus(spec: ModelSpec, workers: int) -> tuple[str, ...]:
+    """A CUDA device for each of several processes, as CUDA_VISIBLE_DEVICES names it.
+
+    None for models on the processor. Raises `ModelError` where there are too few.
+    """
+    if spec.device == "cpu" or workers == 1:
+        return ()
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    count = torch.cuda.device_count()
+    if workers > count:
+        devices = "1 CUDA device" if count == 1 else f"{count} CUDA devices"
+        raise ModelError(
+            f"--workers={workers}, but this machine has {devices}, and each worker has one of its "
+            "own; --device=cpu needs none"
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(place) for place in range(count)]
+    return tuple(names[:workers])
 
 
 def resolve_device(spec: ModelSpec) -> str:
@@ -172,6 +196,8 @@ _shared: dict[ModelSpec, TextModel] = {}
 """The one copy of a model that this process holds, whole or its text half."""
 
 _loaded: set[str] = set()
+_elsewhere: dict[str, Any] = {}
+"""The image tower of another process that works for this one."""
 
 
 def shared_model(spec: ModelSpec) -> OpenClipModel:
@@ -227,7 +253,19 @@ def tower_in_use() -> dict[str, Any]:
                 "batch_size": tower.batch_size.value,
                 "warm_up_seconds": round(tower.warm_up_seconds, 3),
             }
-    return {}
+    return dict(_elsewhere)
+
+
+def take_in(towers: frozenset[str], tower: dict[str, Any]) -> None:
+    """Count what another process that works for this one has loaded, and is using."""
+    _loaded.update(towers)
+    _elsewhere.update(tower)
+
+
+def let_go_of_models() -> None:
+    """Let go of the shared models: other processes have them from now on."""
+    with _loading:
+        _shared.clear()
 
 
 def forget_models() -> None:
@@ -235,6 +273,7 @@ def forget_models() -> None:
     with _loading:
         _shared.clear()
         _loaded.clear()
+        _elsewhere.clear()
         describe_model.cache_clear()
         locate_model.cache_clear()
 

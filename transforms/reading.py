@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -63,7 +64,7 @@ class ReadMedia(beam.PTransform[beam.PCollection[Shard], beam.PCollection[Batch]
     What cannot be read or decoded travels on as failures of its batch. What the `ledger` holds,
     which of a tar's members and of unlisted versions only shows here, is left out and counted;
     with `joined` the references know of it themselves. Of a tar no more than `samples_of_tar` are
-    read, where that is told.
+    read, where that is told. So many `processes` share the machine's cores.
     """
 
     decode: ImageDecoder
@@ -76,6 +77,7 @@ class ReadMedia(beam.PTransform[beam.PCollection[Shard], beam.PCollection[Batch]
     ledger: LedgerSpec | None = None
     joined: bool = False
     samples_of_tar: int | None = None
+    processes: int = 1
 
     def expand(self, pcoll: beam.PCollection[Shard]) -> beam.PCollection[Batch]:
         """Wire the reader."""
@@ -156,14 +158,15 @@ class _Already:
     """What the output holds, as far as this worker can tell."""
 
     def __init__(self, spec: LedgerSpec, *, joined: bool) -> None:
-        self._ledger = None if joined else shared_ledger(spec)
+        # Not before it is asked: of several processes, only that which lists has it already.
+        self._ledger = None if joined else partial(shared_ledger, spec)
         self._vectors = shared_vectors(spec)
 
     def state(self, ref: MediaRef) -> str | bool:
         for held in ref.held:
             if held.version == ref.version:
                 return held.reason or True
-        return self._ledger.state(key_of(ref)) if self._ledger else False
+        return self._ledger().state(key_of(ref)) if self._ledger else False
 
     def embedded(self, content: ContentKey) -> bool:
         return self._vectors.has(content)
@@ -178,7 +181,8 @@ class _ReadBatches(beam.DoFn):
     def setup(self) -> None:
         use_storage_options(self.settings.storage_options)
         # Threads beyond the calls at a time decode while all of those wait for their answers.
-        threads = self.settings.limits.concurrency + (os.cpu_count() or 1)
+        self._cores = max(1, (os.cpu_count() or 1) // self.settings.processes)
+        threads = self.settings.limits.concurrency + self._cores
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="beamtag-read")
         self._ahead: deque[tuple[_Pending, Any, Any]] = deque()
         self._worker = {f"{machine()}/{os.getpid()}": cores()}
@@ -189,7 +193,7 @@ class _ReadBatches(beam.DoFn):
     def _reader(self) -> ItemReader:
         spec = self.settings.ledger
         done = _Already(spec, joined=self.settings.joined) if spec else None
-        return ItemReader(self.settings.decode, self.settings.limits, done)
+        return ItemReader(self.settings.decode, self.settings.limits, done, self._cores)
 
     def start_bundle(self) -> None:
         if self._ahead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -54,8 +55,12 @@ def cuda_share() -> float | None:
         return None
 
 
+def _processor_seconds() -> float:
+    return sum(os.times()[:4])
+
+
 class Meter:
-    """How busy this process and its device are, while the context lasts."""
+    """How busy this process, those it has started and ended, and its device are in the context."""
 
     def __init__(self, device_share: Callable[[], float | None] = cuda_share) -> None:
         self._device_share = device_share
@@ -65,7 +70,7 @@ class Meter:
         self._wall = self._processor = 0.0
 
     def __enter__(self) -> Meter:
-        self._wall, self._processor = time.perf_counter(), time.process_time()
+        self._wall, self._processor = time.perf_counter(), _processor_seconds()
         self._thread.start()
         return self
 
@@ -76,7 +81,7 @@ class Meter:
         trace: TracebackType | None,
     ) -> None:
         self._wall = time.perf_counter() - self._wall
-        self._processor = time.process_time() - self._processor
+        self._processor = _processor_seconds() - self._processor
         self._stop.set()
         self._thread.join()
 

@@ -24,6 +24,7 @@ from transforms.accounting import (
     Account,
     Example,
     MaxFailures,
+    TooManyFailuresError,
 )
 from transforms.knownvectors import KnownVectors, shared_vectors
 from transforms.ledger import TAR_END, LedgerSpec
@@ -49,10 +50,6 @@ SHARDS_AHEAD = 2
 """How many shards may wait until they are written, before the stages above wait for one."""
 
 _NOTHING: Mapping[bytes, bytes] = MappingProxyType({})
-
-
-class TooManyFailuresError(Exception):
-    """More items have failed than a run is to go on with."""
 
 
 @dataclass
@@ -180,6 +177,7 @@ def _write(batches: Sequence[TaggedBatch], settings: WriteShards) -> Account:
         except PublishError:
             check()  # It removes what this run has aside, which is then the cause.
             raise
+    progress.add(shards=1)
     if settings.abort_after is not None:
         too_many = settings.abort_after.passed(progress.failed, progress.listed)
         if too_many:

@@ -16,6 +16,7 @@ NOT_OF_A_TEMPLATE = {
     "runner": "the launcher's",
     "detach": "main.py's",
     "explain": "runs nothing",
+    "workers": "a local run's",
 }
 """Options of the job that its template cannot have, and whose they are."""
 
