@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import BOOT, REPOSITORY, Cluster, answers, wait_for, worker_environment
+from clusters import (
+    BOOT,
+    REPOSITORY,
+    Cluster,
+    answers,
+    end_session,
+    wait_for,
+    worker_environment,
+)
 from engines import Archive
 from servers import free_port
 
@@ -28,14 +36,13 @@ def pool(tmp_path: Path) -> Iterator[int]:
     arguments = [f"--service_port={port}", f"--container_executable={BOOT}"]
     process = subprocess.Popen(
         ["python", "-m", "apache_beam.runners.worker.worker_pool_main", *arguments],
-        env=environment, stdin=subprocess.DEVNULL, cwd=tmp_path,
+        env=environment, stdin=subprocess.DEVNULL, cwd=tmp_path, start_new_session=True,
     )  # fmt: skip
     try:
         wait_for("the worker pool", lambda: answers(port))
         yield port
     finally:
-        process.terminate()
-        process.wait()
+        end_session(process)
 
 
 def test_launching_on_a_host_with_a_worker_pool(pool: int, archive: Archive, tmp_path: Path):
