@@ -95,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_failures=None,
         prune=False,
         take_over=False,
+        detach=False,
+        explain=False,
+        workers=1,
         runner="FnApiRunner",
     )
     return run_main("estimate", argv, parser(), _run, told)
@@ -109,7 +112,9 @@ def _run(options: argparse.Namespace) -> int:
     with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="beamtag-estimate-") as folder:
         options.output = folder
         with usage_errors():
-            spec, model = _checked(tag_spec(options))
+            # A worker's pace is measured, by one.
+            alone = argparse.Namespace(**{**vars(options), "workers": 1})
+            spec, model = _checked(tag_spec(alone))
         found = _listed(spec, options.sample)
         if not found.shards(spec, model):
             refuse("estimate", f"nothing to tag in {', '.join(given.url for given in spec.inputs)}")

@@ -22,6 +22,13 @@ from transforms.recording import UnfinishedError, write_run_record
 from transforms.runlock import HeldError, take_place
 from transforms.storage import read_object
 
+HEADER = {
+    "run_id": "run-1",
+    "started_at": "2026-01-01T00:00:00+00:00",
+    "model": {"device": "cpu", "precision": "fp32"},
+    "settings": {},
+}
+
 
 @pytest.fixture(scope="module")
 def buckets():
@@ -125,7 +132,7 @@ def test_a_job_ends_its_run_by_itself(tmp_path):
     place.release()  # What the launcher does at its end.
     with pytest.raises(HeldError, match="job dataflow:p/r/name"):
         take_place(output, "run-2", job_runs=lambda job, seen: True)
-    header = {"run_id": "run-1", "output": output, "started_at": "2026-01-01T00:00:00+00:00"}
+    header = {**HEADER, "output": output}
     url = f"{output}/runs/run-1.json"
     write_run_record(Account(), url, header, gives_back=True)
     assert json.loads(read_object(url))["status"] == "finished"
@@ -135,7 +142,7 @@ def test_a_job_ends_its_run_by_itself(tmp_path):
 def test_a_job_fails_where_its_run_does(tmp_path):
     output = str(tmp_path / "out")
     take_place(output, "run-1").leave()
-    header = {"run_id": "run-1", "output": output, "started_at": "2026-01-01T00:00:00+00:00"}
+    header = {**HEADER, "output": output}
     account = Account(listed=1, shards={"a": 1})
     # Dataflow tries a step four times.
     for _ in range(4):

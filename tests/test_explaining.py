@@ -43,7 +43,7 @@ def test_where_each_option_comes_from(explained, tmp_path):
         "name": "shard_size", "values": ["8"], "from": f"{config}:2",
     }  # fmt: skip
     assert options["top_k"]["from"] == options["num_workers"]["from"] == "command line"
-    assert (options["batch_size"]["values"], options["batch_size"]["from"]) == (["128"], "default")
+    assert (options["max_chars"]["values"], options["max_chars"]["from"]) == (["100000"], "default")
 
 
 def test_what_it_would_do(explained, archive):

@@ -105,8 +105,8 @@ def test_the_reduction_leaves_more_than_the_model_wants():
         assert factor == 8 or side / (2 * factor) < MARGIN * 32
     # What is long in the file is wide upright, and the other way round.
     tall = Preprocess((80, 20), (0,) * 3, (1,) * 3)
-    assert reduction((800, 200), 6, tall) == reduction((200, 800), 1, tall) == 4
-    assert reduction((800, 200), 1, tall) == 1
+    assert reduction((1200, 300), 6, tall) == reduction((300, 1200), 1, tall) == 4
+    assert reduction((1200, 300), 1, tall) == 1
 
 
 @pytest.mark.parametrize("size", [(2000, 60), (60, 2000), (1, 20)])

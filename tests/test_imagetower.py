@@ -108,14 +108,14 @@ from transforms.model import OpenClipModel
 from transforms.modelstore import ModelError
 from transforms.records import ModelSpec
 
-model = OpenClipModel(ModelSpec(f"local-dir:{sys.argv[1]}", device="cpu", batch_size=1024))
+model = OpenClipModel(ModelSpec(f"local-dir:{sys.argv[1]}", device="cpu", batch_size=4096))
 height, width = model.info.preprocess.size
-pixels = np.random.default_rng(0).integers(0, 256, (1024, height, width, 3), np.uint8)
+pixels = np.random.default_rng(0).integers(0, 256, (4096, height, width, 3), np.uint8)
 model.tower.batch_size._most = 16
 expected = model.encode_images(pixels)
-model.tower.batch_size._most = 1024
+model.tower.batch_size._most = 4096
 pages = int(Path("/proc/self/statm").read_text().split()[0])
-most = pages * resource.getpagesize() + 24 * 1024 * 1024
+most = pages * resource.getpagesize() + 96 * 1024 * 1024
 resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 vectors = model.encode_images(pixels)
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_halved_for_the_rest_of_the_run(vit):
     assert done.returncode == 0, done.stderr
     same, size = done.stdout.split()
     assert same == "True"
-    assert 1 <= int(size) < 1024
+    assert 1 <= int(size) < 4096
     assert "pictures at a time from here on" in done.stderr
 
 
