@@ -61,6 +61,7 @@ class History:
                 *(f"--{name}={value}" for name, value in night.flags.items()),
                 *(["--prune"] if night.prune else []),
                 f"--model={truth.models[night.model]}",
+                "--decode=exact",
                 "--quiet",
             ]
         )

@@ -101,10 +101,7 @@ class _WriteWholeShards(beam.DoFn):
     def start_bundle(self) -> None:
         self._waiting: dict[tuple[str | None, str], list[tuple[TaggedBatch, Any, Any]]] = {}
         # Of a bundle that failed: its retry writes the same files again, and must not meet these.
-        for writing, _, _ in self._writing:
-            writing.cancel()
-        wait([writing for writing, _, _ in self._writing])
-        self._writing.clear()
+        self._stop_writing()
 
     def process(
         self,
@@ -134,7 +131,18 @@ class _WriteWholeShards(beam.DoFn):
 
     def _next(self) -> WindowedValue:
         writing, timestamp, window = self._writing.popleft()
-        return WindowedValue(writing.result(), timestamp, (window,))
+        try:
+            return WindowedValue(writing.result(), timestamp, (window,))
+        except Exception:
+            # The run ends by it, and is to leave whole files.
+            self._stop_writing()
+            raise
+
+    def _stop_writing(self) -> None:
+        for writing, _, _ in self._writing:
+            writing.cancel()
+        wait([writing for writing, _, _ in self._writing])
+        self._writing.clear()
 
     def teardown(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
