@@ -19,6 +19,7 @@ NAMES = (
     "unseen",
     "overhead",
     "throughput",
+    "workers",
     "growth",
     "precision",
     "gpu",

@@ -5,8 +5,9 @@
 
 Runs are processes of their own, turn about, with start-up taken out as in `throughput.py`: of what
 is more than one picture for each worker, and that number's seconds, which are imports, models and
-graphs. Processor seconds of an item are given too, of the same difference: where they are equal, a
-machine with idle cores gains what the ratio says, and a busy one nothing.
+graphs. On a machine that others use, the seconds on the wall are theirs as well: the least of each
+say what it is without them, and processor seconds what it costs. By both, one process has so many
+cores in use; of a machine that has no more, several processes get nothing more.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import itertools
 import shutil
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -86,10 +88,9 @@ class Runs:
         shutil.rmtree(output)
         return Took(used.wall, used.cpu)
 
-    def fixed(self, workers: int, times: int) -> Took:
-        """What a run takes with one picture for each worker, medians."""
-        took = [self._took(self._folder / "few", workers, 1) for _ in range(times)]
-        return Took(*(statistics.median(column) for column in zip(*took, strict=True)))
+    def few(self, workers: int) -> Took:
+        """What a run takes with one picture for each worker."""
+        return self._took(self._folder / "few", workers, 1)
 
     def whole(self, workers: int) -> Took:
         """What a run takes with all pictures, in as many shards for either number of workers."""
@@ -104,25 +105,34 @@ def measure(case: Case, options: argparse.Namespace, folder: Path) -> None:
     many = options.workers
     items = runs.items - many
     print(f"{case.name}: {runs.items} JPEGs of {SIZE[0]} x {SIZE[1]}, {case.model}", flush=True)
-    fixed = {workers: runs.fixed(workers, options.pairs) for workers in (1, many)}
-    for workers, took in fixed.items():
-        print(f"  --workers={workers}: start-up {took.wall:.1f} s, of processors {took.cpu:.1f} s")
-    faster, dearer = [], []
+    few: dict[int, list[Took]] = {1: [], many: []}
+    whole: dict[int, list[Took]] = {1: [], many: []}
     for _ in range(options.pairs):
-        one, more = (runs.whole(workers).less(fixed[workers]) for workers in (1, many))
-        faster.append(one.wall / more.wall)
-        dearer.append(more.cpu / one.cpu)
-        for workers, took in ((1, one), (many, more)):
-            print(
-                f"  --workers={workers}: {items / took.wall:.1f} items/s, "
-                f"{1000 * took.cpu / items:.2f} ms of processors an item",
-                flush=True,
-            )
+        for workers in (1, many):
+            few[workers].append(runs.few(workers))
+            whole[workers].append(runs.whole(workers))
+    fixed = {workers: of_each(statistics.median, took) for workers, took in few.items()}
+    one, more = ([took.less(fixed[n]) for took in whole[n]] for n in (1, many))
+    best, best_more = (of_each(min, whole[n]).less(of_each(min, few[n])) for n in (1, many))
+    for workers, turns, least in ((1, one, best), (many, more, best_more)):
+        print(
+            f"  --workers={workers}: start-up {fixed[workers].wall:.1f} s, of processors "
+            f"{fixed[workers].cpu:.1f} s; {bench.spread([items / took.wall for took in turns], 0)} "
+            f"items/s, at its best {items / least.wall:.0f} on {least.cpu / least.wall:.1f} cores",
+            flush=True,
+        )
+    faster = [alone.wall / shared.wall for alone, shared in zip(one, more, strict=True)]
+    dearer = [shared.cpu / alone.cpu for alone, shared in zip(one, more, strict=True)]
     bench.result(
         f"workers, {case.name}, {case.model}: --workers={many} gives {bench.spread(faster)} times "
-        f"the items/s for {bench.spread(dearer)} times the processors' seconds; start-up "
-        f"{fixed[many].wall - fixed[1].wall:+.1f} s"
+        f"the items/s, best to best {best.wall / best_more.wall:.2f}, for {bench.spread(dearer)} "
+        "times the processors' seconds"
     )
+
+
+def of_each(what: Callable[[Sequence[float]], float], took: Sequence[Took]) -> Took:
+    """The median, or the least, of both columns."""
+    return Took(*(what(column) for column in zip(*took, strict=True)))
 
 
 def main() -> None:
