@@ -18,6 +18,7 @@ NAMES = (
     "demo_accuracy",
     "unseen",
     "overhead",
+    "startup",
     "throughput",
     "workers",
     "growth",
