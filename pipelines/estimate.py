@@ -97,7 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         take_over=False,
         detach=False,
         explain=False,
-        workers=1,
         runner="FnApiRunner",
     )
     return run_main("estimate", argv, parser(), _run, told)

@@ -11,11 +11,11 @@ import contextlib
 import logging
 import pickle
 import sys
-import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from transforms.crew import Foreman
+from transforms.repeating import Repeating
 
 if TYPE_CHECKING:
     from transforms.accounting import Account
@@ -85,23 +85,12 @@ def _progress_told() -> Iterator[None]:
     """Tell the foreman now and then how far this process is; it counts together."""
     from transforms.progress import progress
 
-    stop = threading.Event()
-
     def tell() -> None:
         if any((counts := progress.take()).values()):
             _foreman.note(counts)
 
-    def keep_telling() -> None:
-        while not stop.wait(TELL_EVERY_S):
-            tell()
-
-    thread = threading.Thread(target=keep_telling, daemon=True)
-    thread.start()
-    try:
+    with Repeating(tell, TELL_EVERY_S):
         yield
-    finally:
-        stop.set()
-        thread.join()
     tell()
 
 

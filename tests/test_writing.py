@@ -16,6 +16,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.windowed_value import WindowedValue
 from fakes import FakeModel
 from test_embedding import RUN
 from test_embedding import batch as decoded_batch
@@ -187,51 +188,48 @@ def test_a_shard_is_written_when_it_is_whole(run):
     assert list(writer.finish_bundle()) == []
 
 
-def test_the_stages_above_go_on_while_shards_are_written(run):
-    """Up to a bound; what is not written by then is waited for."""
-    writing, go_on = threading.Event(), threading.Event()
+@pytest.fixture
+def held(run):
+    """A writer that stops before each file, whether it has come there, and what lets it go on."""
+    there, go_on = threading.Event(), threading.Event()
 
     def check(*args):
-        writing.set()
+        there.set()
         assert go_on.wait(60)
 
-    writer = writer_of(
-        WriteShards(run, "net-1", ledger=LedgerSpec(run.output, "net-1", "none", ""))
-    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transforms.writing.check_place", check)
-        for number in range(SHARDS_AHEAD):
-            shard = tagged([], failures=(GONE,), shard=f"s{number}")
-            assert list(writer.process(shard, 0, GlobalWindow())) == []
-        assert writing.wait(60)
-        assert list(Path(run.output).rglob("shard-*.parquet")) == []
-        threading.Timer(0.2, go_on.set).start()
-        shards = [*writer.process(tagged([], failures=(GONE,), shard="s9"), 0, GlobalWindow())]
-        assert shards  # one had to be written before this one was taken
-        shards += writer.finish_bundle()
+        ledger = LedgerSpec(run.output, "net-1", "none", "")
+        yield writer_of(WriteShards(run, "net-1", ledger=ledger)), there, go_on
+
+
+def given(writer: _WriteWholeShards, shard: str) -> list[WindowedValue]:
+    """What a writer gives when it is given a whole shard, without vectors."""
+    whole = tagged([], failures=(GONE,), shard=shard)
+    return list(writer.process(whole, 0, GlobalWindow()))
+
+
+def test_the_stages_above_go_on_while_shards_are_written(run, held):
+    """Up to a bound; what is not written by then is waited for."""
+    writer, writing, go_on = held
+    for number in range(SHARDS_AHEAD):
+        assert given(writer, f"s{number}") == []
+    assert writing.wait(60)
+    assert list(Path(run.output).rglob("shard-*.parquet")) == []
+    threading.Timer(0.2, go_on.set).start()
+    shards = given(writer, "s9")
+    assert shards  # one had to be written before this one was taken
+    shards += writer.finish_bundle()
     assert len({file for account in shards for file in account.value.files}) == 9
 
 
-def test_what_a_failed_bundle_was_writing_is_done_before_its_retry(run):
-    started, go_on = threading.Event(), threading.Event()
-
-    def check(*args):
-        started.set()
-        assert go_on.wait(60)
-
-    writer = writer_of(
-        WriteShards(run, "net-1", ledger=LedgerSpec(run.output, "net-1", "none", ""))
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transforms.writing.check_place", check)
-        for shard in ("s1", "s2"):
-            assert (
-                list(writer.process(tagged([], failures=(GONE,), shard=shard), 0, GlobalWindow()))
-                == []
-            )
-        assert started.wait(60)
-        threading.Timer(0.2, go_on.set).start()
-        writer.start_bundle()  # the bundle has failed elsewhere
+def test_what_a_failed_bundle_was_writing_is_done_before_its_retry(run, held):
+    writer, started, go_on = held
+    for shard in ("s1", "s2"):
+        assert given(writer, shard) == []
+    assert started.wait(60)
+    threading.Timer(0.2, go_on.set).start()
+    writer.start_bundle()  # the bundle has failed elsewhere
     names = {file.name for file in Path(run.output).rglob("*.parquet")}
     assert names == {"shard-s1.parquet"}  # the other had not begun
     assert list(writer.finish_bundle()) == []

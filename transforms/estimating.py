@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from transforms.progress import progress
+from transforms.repeating import Repeating
 
 LOOK_EVERY_S = 0.02
 
@@ -32,18 +32,13 @@ class Point(NamedTuple):
     items: int
 
 
-class Pace:
+class Pace(Repeating):
     """When this process's run has finished each batch, while the context lasts."""
 
     def __init__(self) -> None:
+        super().__init__(self._look, LOOK_EVERY_S)
         self.points: list[Point] = []
         self._embedded = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Pace:
-        self._thread.start()
-        return self
 
     def __exit__(
         self,
@@ -51,13 +46,8 @@ class Pace:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        super().__exit__(kind, error, trace)
         self._look()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(LOOK_EVERY_S):
-            self._look()
 
     def _look(self) -> None:
         embedded, failed = progress.embedded, progress.failed

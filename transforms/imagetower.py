@@ -148,9 +148,7 @@ class ImageTower:
 
     @property
     def _dtype(self) -> torch.dtype:
-        import torch
-
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
+        return _dtype_of(self.precision)
 
     def _lower(self, precision: Precision) -> Precision:
         """Put the tower into a precision, and give it: of `auto` the one that was found."""
@@ -248,7 +246,14 @@ def lowered(tower: Any, precision: Precision) -> Any:
             warnings.simplefilter("ignore")
             quantize: Any = torch.ao.quantization.quantize_dynamic
             return quantize(tower, {torch.nn.Linear}, torch.qint8, inplace=True)
-    return tower.to({"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32))
+    return tower.to(_dtype_of(precision))
+
+
+def _dtype_of(precision: Precision) -> torch.dtype:
+    """What the weights of a precision are, and what goes into them; of int8 what is not linear."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

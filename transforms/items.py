@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import queue
 import threading
 import time
@@ -20,7 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from transforms import names
+from transforms import names, processes
 from transforms.decoding import ImageDecoder, looks_like_image
 from transforms.fetching import Fetched, Fetcher
 from transforms.records import (
@@ -164,7 +163,7 @@ class ItemReader:
         # interpreter's lock; one more, so that no core is idle at a handing-over. A queue of turns,
         # because a semaphore of Python's takes longer.
         self._turns: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for turn in range((cores or os.cpu_count() or 1) + 1):
+        for turn in range((cores or processes.cores()) + 1):
             self._turns.put(turn)
 
     def abandon(self) -> None:

@@ -181,7 +181,7 @@ class _ReadBatches(beam.DoFn):
     def setup(self) -> None:
         use_storage_options(self.settings.storage_options)
         # Threads beyond the calls at a time decode while all of those wait for their answers.
-        self._cores = max(1, (os.cpu_count() or 1) // self.settings.processes)
+        self._cores = max(1, cores() // self.settings.processes)
         threads = self.settings.limits.concurrency + self._cores
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="beamtag-read")
         self._ahead: deque[tuple[_Pending, Any, Any]] = deque()

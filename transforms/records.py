@@ -6,7 +6,7 @@ import pickle
 import re
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -265,17 +265,13 @@ class Effort:
     began: float | None = None
     workers: Mapping[str, int] = field(default_factory=dict)
 
-    def and_then(self, stage: str, seconds: float) -> Effort:
-        """The effort with one more stage."""
-        return replace(self, seconds={**self.seconds, stage: seconds})
-
     def on_device(self, seconds: float, own: float | None) -> Effort:
         """The effort with the model's part: `own` of its seconds were the processor's.
 
         None where the device is another. A model on the cores that decode waits for them too.
         """
         busy = seconds if own is None else min(own, seconds)
-        return self.and_then("device", busy).plus(Effort(waiting={"device": seconds - busy}))
+        return self.plus(Effort({"device": busy}, waiting={"device": seconds - busy}))
 
     def plus(self, *others: Effort) -> Effort:
         """All of it together."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from transforms.bottleneck import find_bottleneck, run_of
 from transforms.processes import cores
+from transforms.repeating import Repeating
 
 SAMPLE_EVERY_S = 0.5
 
@@ -59,20 +59,18 @@ def _processor_seconds() -> float:
     return sum(os.times()[:4])
 
 
-class Meter:
+class Meter(Repeating):
     """How busy this process, those it has started and ended, and its device are in the context."""
 
     def __init__(self, device_share: Callable[[], float | None] = cuda_share) -> None:
+        super().__init__(self._sample, SAMPLE_EVERY_S)
         self._device_share = device_share
         self._shares: list[float] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
         self._wall = self._processor = 0.0
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> Self:
         self._wall, self._processor = time.perf_counter(), _processor_seconds()
-        self._thread.start()
-        return self
+        return super().__enter__()
 
     def __exit__(
         self,
@@ -82,14 +80,12 @@ class Meter:
     ) -> None:
         self._wall = time.perf_counter() - self._wall
         self._processor = _processor_seconds() - self._processor
-        self._stop.set()
-        self._thread.join()
+        super().__exit__(kind, error, trace)
 
     def _sample(self) -> None:
-        while not self._stop.wait(SAMPLE_EVERY_S):
-            share = self._device_share()
-            if share is not None:
-                self._shares.append(share)
+        share = self._device_share()
+        if share is not None:
+            self._shares.append(share)
 
     def told(self) -> dict[str, Any]:
         """The field `cpu_utilisation` and, where the driver told it, `device_utilisation`."""
