@@ -77,6 +77,20 @@ print(rgb_to_hsv(1.0, 0.0, 0.0))
     assert said.split("\n")[:-1] == ["True _Deferred", "module 0.33", "(0.0, 1.0, 1.0)"]
 
 
+def test_tables_are_made_without_pandas_and_can_be_given_to_it() -> None:
+    said = run("""
+import sys
+from transforms import schemas
+import pyarrow as pa
+table = pa.table({"a": pa.array([1]), "b": ["x"]})
+print("pandas" in sys.modules)
+import pandas
+print(table.to_pandas().equals(pandas.DataFrame({"a": [1], "b": ["x"]})))
+print(pa.array(pandas.Series([1, 2])).to_pylist())
+""")
+    assert said.split("\n")[:-1] == ["False", "True", "[1, 2]"]
+
+
 def test_beam_of_a_local_run_comes_without_other_stores_clients() -> None:
     said = run("""
 import sys

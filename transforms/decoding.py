@@ -159,19 +159,29 @@ def decode_image(
         raise MediaError(Reason.NOT_AN_IMAGE, f"not a picture: {_opening(data)}")
     if kind not in _READERS:
         raise MediaError(Reason.UNSUPPORTED_IMAGE, _HEIC_NEEDS)
-    least = check_header(kind, data, max_pixels)
+    header = check_header(kind, data, max_pixels)
     try:
+        by_itself = header.plain if mode == "fast" else None
+        if by_itself is not None:
+            # Pillow would have nothing to add, and keeps the interpreter for itself meanwhile.
+            colours, size = by_itself
+            _refuse_larger(size, max_pixels)
+            with room(_memory(kind, size)):
+                fast = _decode_fast(data, colours, size, 1, plain, preprocess)
+            if fast is not None:
+                return fast
         image: Image.Image = _READERS[kind](io.BytesIO(data))
-        if image.width * image.height > max_pixels:
-            raise too_many_pixels(image.width, image.height, max_pixels)
+        _refuse_larger(image.size, max_pixels)
         if image.mode in ("I", "F"):
             message = "32-bit pixels have no agreed range: nobody knows what is white"
             raise MediaError(Reason.UNSUPPORTED_IMAGE, message)
-        with room(max(least, image.width * image.height) * _BYTES_A_PIXEL.get(kind, 4)):
+        with room(_memory(kind, image.size, header.pixels)):
             if mode == "gpu" and kind == "JPEG" and _is_for_device(image, data):
                 return DecodedImage(np.frombuffer(data, np.uint8), *_upright_size(image))
-            if mode != "exact" and kind == "JPEG":
-                fast = _decode_fast(image, data, preprocess)
+            if kind == "JPEG" and mode != "exact" and by_itself is None:
+                turn = exif.orientation(image.info)
+                recolour = _recolour(image, grey=image.mode == "L")
+                fast = _decode_fast(data, image.mode, image.size, turn, recolour, preprocess)
                 if fast is not None:
                     return fast
             image.load()
@@ -188,16 +198,31 @@ def decode_image(
     return DecodedImage(pixels, upright.width, upright.height)
 
 
-def _decode_fast(image: Image.Image, data: bytes, preprocess: Preprocess) -> DecodedImage | None:
-    """A JPEG, opened and not loaded, by way of `fastjpeg`; None where that does not take it."""
-    turn = exif.orientation(image.info)
-    factor = reduction(image.size, turn, preprocess)
-    reduced = decode_reduced(data, image.mode, image.size, factor) if factor else None
+def _refuse_larger(size: tuple[int, int], max_pixels: int) -> None:
+    if size[0] * size[1] > max_pixels:
+        raise too_many_pixels(*size, max_pixels)
+
+
+def _memory(kind: str, size: tuple[int, int], least: int = 0) -> int:
+    """About the bytes that decoding takes; of at least so many pixels."""
+    return max(least, size[0] * size[1]) * _BYTES_A_PIXEL.get(kind, 4)
+
+
+def _decode_fast(
+    data: bytes,
+    mode: str,
+    size: tuple[int, int],
+    turn: int,
+    recolour: Recolour,
+    preprocess: Preprocess,
+) -> DecodedImage | None:
+    """A JPEG of a mode (Pillow's) and size by `fastjpeg`; None where that does not take it."""
+    factor = reduction(size, turn, preprocess)
+    reduced = decode_reduced(data, mode, size, factor) if factor else None
     if reduced is None:
         return None
-    recolour = _recolour(image, grey=image.mode == "L")
     pixels = fit_pixels(reduced.pixels, reduced.size, turn, preprocess, recolour)
-    return DecodedImage(pixels, *_upright_size(image))
+    return DecodedImage(pixels, *(size[::-1] if turn >= 5 else size))
 
 
 def _is_for_device(image: Image.Image, data: bytes) -> bool:

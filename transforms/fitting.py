@@ -72,7 +72,7 @@ def fit_pixels(
 
     # For bytes in channels-last order torch has vector code of its own. That they are, it tells by
     # the strides, also by that of the batch of one, which other ways than reshape leave wrong.
-    batch = torch.from_numpy(pixels.reshape(1, *pixels.shape)).permute(0, 3, 1, 2)
+    batch = torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
     return _fit_batch(batch, size, orientation, preprocess, recolour)
 
 
@@ -152,10 +152,12 @@ def _fit_batch(
         mode=interpolation(preprocess),
         antialias=True,
         recompute_scale_factor=False,
-    )[0, :, :down, :across]
+    )
     if resized.is_floating_point():
         resized = resized.round().clamp(0, 255).to(torch.uint8)
-    upright = _turned(resized.permute(1, 2, 0).cpu().numpy(), orientation)
+    # Views are numpy's: each of torch's lets go of the interpreter, and waits to have it back.
+    whole = resized.numpy(force=True)[0].transpose(1, 2, 0)
+    upright = _turned(whole[:down, :across], orientation)
     if preprocess.resize_mode == "shortest":
         height, width = preprocess.size
         left, top = _corner(scaled, preprocess)

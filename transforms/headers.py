@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from transforms import exif
 from transforms.isofiles import boxes_end, coded_size
@@ -32,7 +33,10 @@ _HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs",
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _UNKNOWN_FRAMES = {0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF}  # hierarchical; lossless arithmetic
 _PROGRESSIVE = (0xC2, 0xCA)
-_SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
+_SCAN, _END, _APP0, _APP1 = 0xDA, 0xD9, 0xE0, 0xE1
+_JFIF_BYTES = 14
+# Baseline and progressive frames, their tables, and what says nothing about the pixels.
+_PLAIN = {0xC0, 0xC1, 0xC2, 0xC4, 0xDB, 0xDD, _APP0, 0xFE}
 _BARE = {0x01, *range(0xD0, 0xDA)}  # without a body
 _FILL = re.compile(rb"\xff*")
 _NEXT_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
@@ -83,15 +87,31 @@ def too_many_pixels(width: int, height: int, max_pixels: int) -> MediaError:
     return MediaError(Reason.TOO_MANY_PIXELS, message)
 
 
-def check_header(kind: str, data: bytes, max_pixels: int) -> int:
+class PlainJpeg(NamedTuple):
+    """All that there is to know of a JPEG without EXIF, profile or the like: `L` or `RGB`."""
+
+    mode: str
+    size: tuple[int, int]
+
+
+class Header(NamedTuple):
+    """What is known of a picture before it is opened.
+
+    `pixels` are those that a decoder takes memory for if they are more than it will tell, else 0.
+    """
+
+    pixels: int = 0
+    plain: PlainJpeg | None = None
+
+
+def check_header(kind: str, data: bytes, max_pixels: int) -> Header:
     """Refuse what no decoder takes, and what would cost one more than a picture can be worth.
 
-    Returns how many pixels a decoder takes memory for if those are more than it will tell, else 0.
     Raises `MediaError`. A header that cannot be understood passes: the decoder will say why.
     """
     match kind:
         case "JPEG":
-            _check_jpeg(data)
+            return Header(plain=_check_jpeg(data))
         case "PNG":
             _check_png(data)
         case "GIF":
@@ -101,37 +121,47 @@ def check_header(kind: str, data: bytes, max_pixels: int) -> int:
         case "WEBP":
             _check_webp(data, max_pixels)
         case "AVIF":
-            return _check_avif(data, max_pixels)
-    return 0
+            return Header(_check_avif(data, max_pixels))
+    return Header()
 
 
 def _costly(what: str) -> MediaError:
     return MediaError(Reason.UNSUPPORTED_IMAGE, f"{what}: it would take too long to decode")
 
 
-def _check_jpeg(data: bytes) -> None:
+def _check_jpeg(data: bytes) -> PlainJpeg | None:
     """Walk the markers up to the first scan: precision, process, EXIF, and how many passes."""
-    place, frame, components = 2, 0, 0
+    place, frame, details = 2, 0, bytes(6)
+    frames, only_plain = 0, True
     metadata: list[bytes] = []
     for _ in range(MAX_SEGMENTS):
         marker, body, following = _segment(data, place)
         if marker is None or marker == _END:
-            return
+            return None
         if marker in _FRAMES and len(body) > 5:
             _check_frame(marker, body[0])
-            frame, components = marker, body[5]
+            frame, details = marker, body
+            frames += 1
         if marker == _SCAN:
-            in_passes = frame in _PROGRESSIVE or (body and body[0] < components)
+            in_passes = frame in _PROGRESSIVE or (body and body[0] < details[5])
             if in_passes and _scans(data, following) > MAX_SCANS:
                 raise _costly(f"JPEG of more than {MAX_SCANS} scans")
             # Opening one reads its EXIF, which Pillow puts together from several segments.
             if metadata:
                 exif.check_directories(b"".join(metadata))
-            return
+            return _plain(details) if only_plain and frames == 1 else None
+        only_plain &= marker in _PLAIN and (marker != _APP0 or len(body) >= _JFIF_BYTES)
         if marker == _APP1 and body.startswith(b"Exif\0\0"):
             metadata.append(body[6:])
         place = following
     raise _costly(f"JPEG of more than {MAX_SEGMENTS} segments before the picture")
+
+
+def _plain(frame: bytes) -> PlainJpeg | None:
+    """What a frame's header (ITU T.81, B.2.2) tells, where it is of grey or of three colours."""
+    height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+    mode = {1: "L", 3: "RGB"}.get(frame[5])
+    return PlainJpeg(mode, (width, height)) if mode and width and height else None
 
 
 def _check_frame(marker: int, precision: int) -> None:

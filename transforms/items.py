@@ -129,7 +129,7 @@ class Item(NamedTuple):
 class _Half(NamedTuple):
     """A picture or a text that can be used, with the reference of what was read.
 
-    With `embedded` it was not decoded, because it need not be.
+    With `embedded` it was not decoded, because it need not be. `sha256` is told where it is known.
     """
 
     ref: MediaRef
@@ -138,6 +138,7 @@ class _Half(NamedTuple):
     width: int | None = None
     height: int | None = None
     text: str | None = None
+    sha256: str | None = None
     embedded: ContentKey | None = None
 
 
@@ -266,13 +267,14 @@ class ItemReader:
         try:
             # By content first: bytes that begin as a picture are one under any name.
             is_text = _named_text(ref.uri) and not looks_like_image(data)
+            digest = hashlib.sha256(data).hexdigest()
             if alone and self._done:
-                digest = hashlib.sha256(data).hexdigest()
                 content = ContentKey("text" if is_text else "image", digest)
                 if self._done.embedded(content):
-                    return _Half(ref, data, embedded=content)
+                    return _Half(ref, data, sha256=digest, embedded=content)
             if is_text:
-                return _Half(ref, data, text=self._bounded(decode_text(data)))
+                text = self._bounded(decode_text(data))
+                return _Half(ref, data, text=text, sha256=digest)
             turn = self._turns.get()
             try:
                 image = self.decode(data, self._decoding_room.take)
@@ -284,7 +286,7 @@ class ItemReader:
             # Many threads share the cores: only the processor's seconds tell what decoding takes.
             spent.decode = time.thread_time() - processor
             spent.decode_waiting = max(0.0, time.perf_counter() - started - spent.decode)
-        return _Half(ref, data, image.pixels, image.width, image.height)
+        return _Half(ref, data, image.pixels, image.width, image.height, sha256=digest)
 
     def _text(self, sample: TarSample) -> _Half | Failure | None:
         """The text that came with the reference, or with the picture in a tar."""
@@ -357,10 +359,9 @@ def _together(
 
 
 def _media(half: _Half, text: str | None, unused: str | None) -> DecodedMedia:
-    digest = half.embedded.sha256 if half.embedded else hashlib.sha256(half.data).hexdigest()
     return DecodedMedia(
         half.ref,
-        digest,
+        half.sha256 or hashlib.sha256(half.data).hexdigest(),
         len(half.data),
         half.width,
         half.height,

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib.abc import MetaPathFinder
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -106,6 +107,27 @@ def import_beam() -> None:
     """Import Beam for a run in this process."""
     with without(*_CLIENTS):
         import apache_beam  # noqa: F401
+
+
+class _NoPandas(MetaPathFinder):
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("left out", name=name)
+
+
+def keep_pandas_out() -> None:
+    """Let pyarrow make arrays without pandas, which it imports for the first one that is of a list.
+
+    It asks for it only once, unless it is for a conversion to data frames.
+    """
+    import pyarrow as pa
+
+    # Not by `without`: what is compiled takes the None for the module.
+    sys.meta_path.insert(0, _NoPandas())
+    try:
+        pa.array([""])
+    finally:
+        del sys.meta_path[0]
 
 
 def import_open_clip(config: Mapping[str, Any]) -> None:

@@ -10,6 +10,10 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from transforms.lightimports import keep_pandas_out
+
+keep_pandas_out()
+
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 SCHEMA_VERSION = 1

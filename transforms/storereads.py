@@ -44,15 +44,23 @@ class NoRangesError(Exception):
 
 def read_local(path: str, allowance: int) -> bytes:
     """A local file's content. Raises OSError, also for what is no file, and `LargerError`."""
-    # Without waiting: a pipe that somebody listed would be waited for without end.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0) as file:
-        details = os.fstat(file.fileno())
+    # Without waiting: a pipe that somebody listed would be waited for without end. And without a
+    # file object: each of its calls lets go of the interpreter, and waits to have it back.
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        details = os.fstat(file)
         if not stat.S_ISREG(details.st_mode):
             kind = EISDIR if stat.S_ISDIR(details.st_mode) else EINVAL
             raise OSError(kind, "not a regular file", path)
         if details.st_size > allowance:
             raise LargerError(details.st_size)
-        return file.readall()
+        # One more, by which the end is seen.
+        data = os.read(file, details.st_size + 1)
+        while len(data) != details.st_size and (more := os.read(file, _CHUNK)):
+            data += more
+        return data
+    finally:
+        os.close(file)
 
 
 def locate_for_reading(uri: str, connections: int) -> tuple[Any, str]:
