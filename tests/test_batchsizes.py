@@ -47,6 +47,12 @@ def test_the_smallest_size_that_none_beats_by_much_is_found() -> None:
     assert seen[-1] == 256  # all of a batch, which the model cuts by `value`
 
 
+def test_parts_that_are_over_soon_are_large() -> None:
+    size = BatchSize()
+    embed(size, [256] * 8, lambda count: 0.0003 * count * (1.1 if count == 256 else 1.0))
+    assert size.value == 256
+
+
 def test_where_nothing_helps_the_size_is_the_smallest() -> None:
     size = BatchSize()
     embed(size, [256] * 8, float)

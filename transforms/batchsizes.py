@@ -17,6 +17,12 @@ TIMES = 2
 HELPS = 1.03
 """A larger size has to be this much faster for each picture; else it only takes memory."""
 
+BETWEEN_S = 0.02
+"""What a part costs beside its own time, which tells where it is over soon.
+
+Among threads that decode it waits a hundred times to have the interpreter back (two cores).
+"""
+
 MEMORY_SHARE = 0.8
 """Of all there is: a size is not tried if twice what the last one came to would be more."""
 
@@ -35,7 +41,7 @@ class BatchSize:
         """The size: the smallest of those timed that none beats by much."""
         if self._given is not None:
             return self._most
-        each = {size: min(times) / size for size, times in self._seconds.items()}
+        each = {size: (min(times) + BETWEEN_S) / size for size, times in self._seconds.items()}
         if not each:
             return min(TRIED[0], self._most)
         least = min(each.values())

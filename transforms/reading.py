@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -32,6 +32,7 @@ from transforms.knownvectors import shared_vectors
 from transforms.ledger import LedgerSpec, key_of, shared_ledger
 from transforms.processes import cores, machine
 from transforms.progress import progress
+from transforms.readingthreads import ReadingThreads
 from transforms.records import (
     Batch,
     BatchPosition,
@@ -110,8 +111,8 @@ class _Pending:
     def add(self, source: MediaRef | TarSample) -> None:
         """Begin to read one more item."""
         self._listed += isinstance(source, TarSample)
-        reading = self._reader.pool.submit(self._read_one, len(self), source, self._reader.items)
-        self._results.append(reading)
+        read = partial(self._read_one, len(self), source, self._reader.items)
+        self._results.append(self._reader.threads.submit(read))
 
     def _read_one(self, row: int, source: MediaRef | TarSample, items: ItemReader) -> Item:
         item = items.read(source)
@@ -173,7 +174,7 @@ class _Already:
 
 
 class _ReadBatches(beam.DoFn):
-    """A DoFn for its thread pool, and for the batches that are read ahead across shards."""
+    """A DoFn for its threads, and for the batches that are read ahead across shards."""
 
     def __init__(self, settings: ReadMedia) -> None:
         self.settings = settings
@@ -182,8 +183,7 @@ class _ReadBatches(beam.DoFn):
         use_storage_options(self.settings.storage_options)
         # Threads beyond the calls at a time decode while all of those wait for their answers.
         self._cores = max(1, cores() // self.settings.processes)
-        threads = self.settings.limits.concurrency + self._cores
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="beamtag-read")
+        self.threads = ReadingThreads(self.settings.limits.concurrency + self._cores, self._cores)
         self._ahead: deque[tuple[_Pending, Any, Any]] = deque()
         self._worker = {f"{machine()}/{os.getpid()}": cores()}
         self._waited = 0.0
@@ -293,7 +293,7 @@ class _ReadBatches(beam.DoFn):
 
     def teardown(self) -> None:
         self._abandon()
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.threads.shutdown()
 
 
 class _StreamEffort:
