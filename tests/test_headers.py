@@ -13,6 +13,7 @@ from PIL import Image
 
 from transforms import decoding
 from transforms.decoding import FORMATS, looks_like_image
+from transforms.headers import check_header
 from transforms.isofiles import coded_size
 from transforms.records import MediaError, Reason
 
@@ -25,6 +26,40 @@ def test_jpegs_of_other_precisions_are_refused_by_their_name(bits, process):
     with pytest.raises(MediaError, match=f"^{bits}-bit JPEG") as caught:
         decode(bytes(jpeg))
     assert caught.value.reason is Reason.UNSUPPORTED_IMAGE
+
+
+@pytest.mark.parametrize(("mode", "process"), [("RGB", 0xC0), ("L", 0xC0), ("RGB", 0xC2)])
+def test_a_jpeg_without_metadata_is_known_from_its_header(mode, process):
+    jpeg = encoded(picture(64, 48).convert(mode), "JPEG", progressive=process == 0xC2, comment="?")
+    assert bytes([0xFF, process]) in jpeg
+    assert check_header("JPEG", jpeg, 10**6).plain == (mode, (64, 48))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"exif": b"Exif\0\0MM\0*\0\0\0\b\0\0\0\0\0\0"},
+        {"xmp": b"<x/>"},
+        {"icc_profile": b"profile"},
+        {"keep_rgb": True},  # by Adobe's segment
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_jpeg_with_metadata_is_for_pillow_to_open(options):
+    assert check_header("JPEG", encoded(picture(), "JPEG", **options), 10**6).plain is None
+
+
+def test_a_jpeg_of_other_colours_or_a_broken_header_is_not_plain():
+    jpeg = encoded(picture(), "JPEG")
+    frame = jpeg.find(b"\xff\xc0")
+    broken = [
+        encoded(picture().convert("CMYK"), "JPEG"),
+        jpeg.replace(b"\xff\xe0\0\x10", b"\xff\xe0\0\x08"),
+        jpeg[:frame] + jpeg[frame : frame + 19] + jpeg[frame:],
+        jpeg[: frame + 5] + bytes(2) + jpeg[frame + 7 :],
+        jpeg[:-2][: jpeg.find(b"\xff\xda")],
+    ]
+    assert [check_header("JPEG", data, 10**6).plain for data in broken] == [None] * len(broken)
 
 
 def test_other_kinds_of_a_format_are_unsupported():
