@@ -40,14 +40,14 @@ CASES = {
     "small": Case(
         "decode-bound, 640 x 480",
         bench.DEMO_MODEL,
-        6000,
+        8000,
         (640, 480),
         {("fast", "loader"): 3.0, ("exact", "loader"): 1.3, ("fast", "pool"): 1.8},
     ),
     "large": Case(
         "decode-bound, 1920 x 1440",
         bench.DEMO_MODEL,
-        1500,
+        3000,
         (1920, 1440),
         {("fast", "loader"): 4.0},
     ),
