@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -28,8 +28,7 @@ class ReadingThreads:
 
     def __init__(self, most: int, cores: int) -> None:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="beamtag-read")
-        self._waiting: queue.SimpleQueue[tuple[Future[Item], Callable[[], Item]]]
-        self._waiting = queue.SimpleQueue()
+        self._waiting: deque[tuple[Future[Item], Callable[[], Item]]] = deque()
         self._lock = threading.Lock()
         self._most = self._wanted = most
         self._cores = cores
@@ -39,20 +38,20 @@ class ReadingThreads:
     def submit(self, read: Callable[[], Item]) -> Future[Item]:
         """Begin to read an item, once a thread is free for it."""
         item: Future[Item] = Future()
-        self._waiting.put((item, read))
         with self._lock:
+            self._waiting.append((item, read))
             self._send_more()
         return item
 
     def shutdown(self) -> None:
         """Read nothing more; this does not wait for what is being read."""
         with self._lock:
-            while not self._waiting.empty():
-                self._waiting.get()[0].cancel()
+            while self._waiting:
+                self._waiting.popleft()[0].cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _send_more(self) -> None:
-        if self._reading < self._wanted and not self._waiting.empty():
+        if self._reading < self._wanted and self._waiting:
             self._pool.submit(self._work)
             self._reading += 1
 
@@ -64,10 +63,10 @@ class ReadingThreads:
                 if effort is not None:
                     self._learn(effort)
                 self._send_more()
-                if self._reading > self._wanted or self._waiting.empty():
+                if self._reading > self._wanted or not self._waiting:
                     self._reading -= 1
                     return
-                item, read = self._waiting.get()
+                item, read = self._waiting.popleft()
             effort = _read(item, read) if item.set_running_or_notify_cancel() else None
 
     def _learn(self, effort: Effort) -> None:
