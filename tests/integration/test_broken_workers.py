@@ -113,6 +113,8 @@ def test_a_python_worker_killed_on_prism(jobs: Jobs, held: Held, tmp_path: Path)
     output = tmp_path / "out"
     job = ON_PRISM.start(jobs, *held.argv, f"--output={output}")
     wait_for("a worker that waits", held.waits, within_s=300)
+    # Those of the job before may be about to end.
+    wait_for("the only worker", lambda: len(held.workers()) == 1)
     (worker,) = held.workers()
     os.kill(worker, signal.SIGKILL)
     assert job.ends(within_s=300) == 1
