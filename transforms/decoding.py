@@ -177,7 +177,8 @@ def decode_image(
             raise MediaError(Reason.UNSUPPORTED_IMAGE, message)
         with room(_memory(kind, image.size, header.pixels)):
             if mode == "gpu" and kind == "JPEG" and _is_for_device(image, data):
-                return DecodedImage(np.frombuffer(data, np.uint8), *_upright_size(image))
+                size = _upright_size(image.size, exif.orientation(image.info))
+                return DecodedImage(np.frombuffer(data, np.uint8), *size)
             if kind == "JPEG" and mode != "exact" and by_itself is None:
                 turn = exif.orientation(image.info)
                 recolour = _recolour(image, grey=image.mode == "L")
@@ -222,7 +223,7 @@ def _decode_fast(
     if reduced is None:
         return None
     pixels = fit_pixels(reduced.pixels, reduced.size, turn, preprocess, recolour)
-    return DecodedImage(pixels, *(size[::-1] if turn >= 5 else size))
+    return DecodedImage(pixels, *_upright_size(size, turn))
 
 
 def _is_for_device(image: Image.Image, data: bytes) -> bool:
@@ -263,8 +264,8 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn == 1 else image.transpose(_TURNS[turn])
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    return image.size[::-1] if exif.orientation(image.info) >= 5 else image.size
+def _upright_size(size: tuple[int, int], turn: int) -> tuple[int, int]:
+    return size[::-1] if turn >= 5 else size
 
 
 def _flatten(

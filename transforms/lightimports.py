@@ -123,11 +123,12 @@ def keep_pandas_out() -> None:
     import pyarrow as pa
 
     # Not by `without`: what is compiled takes the None for the module.
-    sys.meta_path.insert(0, _NoPandas())
+    finder = _NoPandas()
+    sys.meta_path.insert(0, finder)
     try:
         pa.array([""])
     finally:
-        del sys.meta_path[0]
+        sys.meta_path.remove(finder)
 
 
 def import_open_clip(config: Mapping[str, Any]) -> None:
